@@ -1,0 +1,10 @@
+"""Diffusion models that train and sample in patches, exactly, in a fraction of the memory.
+
+After "Memory Efficient Diffusion Probabilistic Models via Patch-based Generation" (Arakawa et al., CVPRW 2023).
+"""
+
+from patch_based_ddpm.config import Config
+from patch_based_ddpm.diffusion import GaussianDiffusion
+from patch_based_ddpm.unet import UNet
+
+__all__ = ["Config", "GaussianDiffusion", "UNet"]

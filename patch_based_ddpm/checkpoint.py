@@ -1,0 +1,159 @@
+"""Checkpoints: written whole or not at all, read without running code from the file.
+
+A checkpoint is a dict of `format`, `config` (JSON data), `step`, `model` and `ema` (state dicts of the UNet),
+`optimizer` and `scaler`. Those of the published implementation hold no config and other names; `published.py`
+translates them.
+"""
+
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from patch_based_ddpm import published
+from patch_based_ddpm.config import Config
+from patch_based_ddpm.diffusion import GaussianDiffusion
+from patch_based_ddpm.errors import InputError
+
+FORMAT = "patch_based_ddpm 1"
+PathLike = str | os.PathLike[str]
+
+
+def save(path: PathLike, contents: dict[str, Any]) -> None:
+    """Write a checkpoint beside its place, flush it to disk, then rename it: a reader sees all of it or none.
+
+    Args:
+        path: the file; its folder exists.
+        contents: `config`, `step`, `model`, `ema`, `optimizer` and `scaler`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    unfinished = path.with_name(path.name + ".unfinished")
+    with open(unfinished, "wb") as file:
+        torch.save({"format": FORMAT, **contents}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def read(path: PathLike) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU, ours or a published one, with our names either way.
+
+    Prefixes that wrappers leave in names (`module.`, `_orig_mod.`) are taken off.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The contents; `config` is missing from a published checkpoint, `published` says whether it is one, and
+        `optimizer` of a published one is still in its layout, see `published.translate_optimizer`.
+
+    Raises:
+        InputError: there is no such file, it holds code, it is damaged, or it is no checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(
+            f"{path}: {'is a folder, not a checkpoint file' if path.is_dir() else 'there is no such file'}."
+        )
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" in str(error) or "Unsupported" in str(error):
+            raise InputError(f"{path}: refused, because it holds code and not only weights.") from None
+        raise InputError(f"{path}: is damaged or not a checkpoint.") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}.") from None
+    except Exception as error:
+        # What torch raises on a damaged archive is not documented: RuntimeError, EOFError, KeyError, UnicodeError...
+        raise InputError(f"{path}: is damaged or not a checkpoint ({type(error).__name__}).") from None
+    if not isinstance(contents, dict) or not all(isinstance(contents.get(key), dict) for key in ("model", "ema")):
+        raise InputError(f"{path}: is not a checkpoint; it must hold the weights `model` and `ema`.")
+    weights = {key: _without_wrappers(contents[key]) for key in ("model", "ema")}
+    if contents.get("format") == FORMAT:
+        return {**contents, **weights, "published": False}
+    if not published.is_published(weights["model"]):
+        raise InputError(f"{path}: is a checkpoint of neither this nor the published implementation.")
+    return {
+        "step": contents.get("step"),
+        "model": published.translate_weights(weights["model"]),
+        "ema": published.translate_weights(weights["ema"]),
+        "published_model": weights["model"],
+        "optimizer": contents.get("opt"),
+        "scaler": contents.get("scaler"),
+        "published": True,
+    }
+
+
+def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {re.sub(r"(^|\.)((module|_orig_mod)\.)+", r"\1", name): values for name, values in state.items()}
+
+
+def load_weights(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
+    """Load a state dict that must fit exactly.
+
+    Args:
+        module: the UNet.
+        state: the weights, under our names.
+        where: what is being loaded, for messages.
+
+    Raises:
+        InputError: a key is missing or unknown, or a shape differs.
+    """
+    wanted = module.state_dict()
+    problems = [f"{name} is missing" for name in wanted if name not in state]
+    problems += [f"{name} is unknown" for name in state if name not in wanted]
+    problems += [
+        f"{name} has the shape {tuple(state[name].shape)} instead of {tuple(values.shape)}"
+        for name, values in wanted.items()
+        if name in state and state[name].shape != values.shape
+    ]
+    if problems:
+        more = f", and {len(problems) - 1} more such differences" if len(problems) > 1 else ""
+        raise InputError(f"{where}: the weights do not fit the configuration's model: {problems[0]}{more}.")
+    module.load_state_dict(state)
+
+
+def load_diffusion(
+    path: PathLike,
+    config: Config | PathLike | None = None,
+    weights: Literal["ema", "model"] = "ema",
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> GaussianDiffusion:
+    """Load a trained model, from one of our checkpoints or from a published one.
+
+    Args:
+        path: the checkpoint.
+        config: a `Config` or the path of a config file; a published checkpoint needs it, ours carry their own.
+        weights: "ema" for the averaged weights, "model" for the last ones.
+        device: where it goes.
+        dtype: of the network's weights; None keeps float32. The diffusion itself stays float32.
+
+    Returns:
+        The model, in evaluation mode, without gradients.
+
+    Raises:
+        InputError: the file is missing, damaged, holds code, or does not fit the config.
+    """
+    contents = read(path)
+    if config is None:
+        if contents["published"]:
+            raise InputError(
+                f"{path}: is a published checkpoint, which carries no configuration; give its config file too."
+            )
+        config = Config.from_dict(contents["config"])
+    elif not isinstance(config, Config):
+        config = Config.load(config)
+    diffusion = GaussianDiffusion.from_config(config)
+    load_weights(diffusion.unet, contents[weights], f"{path} ({weights})")
+    diffusion.to(device)
+    if dtype is not None:
+        diffusion.unet.to(dtype)
+    return diffusion.eval().requires_grad_(False)

@@ -1,0 +1,16 @@
+"""How much memory a process has held at most."""
+
+import resource
+import sys
+
+import torch
+
+KIB = 1024
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory held so far, in bytes: on a GPU what PyTorch allocated there, on a CPU what the process occupied."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident if sys.platform == "darwin" else resident * KIB

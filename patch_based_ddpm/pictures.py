@@ -1,0 +1,54 @@
+"""Images in [-1, 1] -> PNG files, one by one or as a grid."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from patch_based_ddpm.data import to_uint8
+
+GAP = 2  # pixels between the pictures of a grid
+
+
+def pixels(image: Tensor) -> np.ndarray:
+    """One image (c, H, W) in [-1, 1] as uint8: (H, W, c), or (H, W) when it is grey."""
+    array = rearrange(to_uint8(image), "c h w -> h w c").cpu().numpy()
+    return array[..., 0] if array.shape[-1] == 1 else array
+
+
+def tile(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Put pictures side by side, about as many rows as columns, with a white line between them.
+
+    Args:
+        images: at least one, uint8, all (H, W) or all (H, W, c).
+
+    Returns:
+        One picture with as many channels.
+    """
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    height, width = (side + GAP for side in images[0].shape[:2])
+    picture = np.full((rows * height + GAP, columns * width + GAP, *images[0].shape[2:]), 255, dtype=np.uint8)
+    for i, image in enumerate(images):
+        top, left = i // columns * height + GAP, i % columns * width + GAP
+        picture[top : top + height - GAP, left : left + width - GAP] = image
+    return picture
+
+
+def save_png(path: Path, picture: np.ndarray) -> None:
+    """Write a picture, whole or not at all: beside its place first, then renamed.
+
+    Args:
+        path: the PNG file; its folder exists.
+        picture: uint8, (H, W), (H, W, 3) or (H, W, 4).
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    unfinished = path.with_name(path.name + ".unfinished")
+    Image.fromarray(picture).save(unfinished, format="PNG")
+    unfinished.replace(path)

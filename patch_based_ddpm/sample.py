@@ -1,0 +1,138 @@
+"""Draw images: `accelerate launch -m patch_based_ddpm.sample --ckpt FILE --out-dir DIR`."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from tqdm.auto import tqdm
+
+from patch_based_ddpm import command_line, pictures, samplers
+from patch_based_ddpm.checkpoint import load_diffusion
+from patch_based_ddpm.diffusion import GaussianDiffusion
+from patch_based_ddpm.errors import InputError
+
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+GRID_NAME = "grid.png"
+SEED_LIMIT = 2**32  # what a CPU generator of PyTorch tells apart
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with the given arguments, or with the process's own."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    seeds = args.seeds or list(range(args.seed, args.seed + args.n_samples))
+    if seeds[-1] >= SEED_LIMIT:
+        parser.error(f"the last seed is {seeds[-1]}; seeds must be less than {SEED_LIMIT}")
+    if args.sampler == "ddpm" and (args.steps is not None or args.eta != 0):
+        parser.error("--steps and --eta go with --sampler ddim; ddpm takes all steps")
+    accelerator = Accelerator()
+    diffusion = load_diffusion(
+        args.ckpt, config=args.config, weights=args.weights, device=accelerator.device, dtype=DTYPES[args.dtype]
+    )
+    if args.steps is not None:
+        samplers.strided_timesteps(diffusion.timesteps, args.steps)
+    args.out_dir = _folder(args.out_dir)
+    own = seeds[accelerator.process_index :: accelerator.num_processes]
+    _draw(diffusion, own, args, show=accelerator.is_main_process)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process and args.grid:
+        pictures.save_png(args.out_dir / GRID_NAME, _grid([args.out_dir / _name(seed) for seed in seeds]))
+    what = args.out_dir / GRID_NAME if args.grid else args.out_dir
+    accelerator.print(f"{len(seeds)} images are in {args.out_dir}" + (f", side by side in {what}." if args.grid else "."))
+    accelerator.end_training()
+
+
+def _parser() -> command_line.Parser:
+    parser = command_line.Parser(prog="patch_based_ddpm.sample", description="Draw images from a trained model.")
+    parser.add_argument("--ckpt", required=True, metavar="FILE", help="checkpoint, ours or a published one")
+    parser.add_argument("--config", metavar="FILE", help="configuration; only a published checkpoint needs it")
+    parser.add_argument("--out-dir", required=True, type=Path, metavar="DIR", help="where SEED.png files go")
+    count = parser.add_mutually_exclusive_group()
+    count.add_argument("--n-samples", type=command_line.positive_int, default=16, metavar="N", help="default: 16")
+    count.add_argument("--seeds", type=_seed_list, metavar="A-B", help="one image per seed, for example 0-63 or 3,7,10-19")
+    parser.add_argument(
+        "--seed", type=command_line.non_negative_int, default=0, metavar="S", help="first of the n seeds (default: 0)"
+    )
+    parser.add_argument(
+        "--batch-size", type=command_line.positive_int, default=8, metavar="B", help="images at a time (default: 8)"
+    )
+    parser.add_argument(
+        "--patch-batch-size",
+        type=command_line.positive_int,
+        metavar="K",
+        help="patches per forward pass, counted over the batch; less is less memory (default: all)",
+    )
+    parser.add_argument("--sampler", choices=("ddpm", "ddim"), default="ddpm", help="default: ddpm, all steps")
+    parser.add_argument("--steps", type=command_line.positive_int, metavar="K", help="steps of ddim (default: all)")
+    parser.add_argument("--eta", type=_fraction, default=0.0, help="0: deterministic ddim, 1: as noisy as ddpm")
+    parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged or last (default: ema)")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the network (default: float32)")
+    parser.add_argument("--grid", action="store_true", help=f"also put all images into {GRID_NAME}")
+    return parser
+
+
+def _seed_list(text: str) -> list[int]:
+    seeds: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        last = last if dash else first
+        if not first.isdecimal() or not last.isdecimal() or int(last) < int(first):
+            raise argparse.ArgumentTypeError(f"{part!r} in {text!r} must be a seed, or a range A-B with A <= B")
+        if int(last) >= SEED_LIMIT:
+            raise argparse.ArgumentTypeError(f"{part!r} in {text!r} must be less than {SEED_LIMIT}")
+        seeds.update(range(int(first), int(last) + 1))
+    return sorted(seeds)
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number in [0, 1]")
+    return value
+
+
+def _folder(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out-dir {str(path)!r} cannot be used: {error.strerror}.") from None
+    return path
+
+
+def _name(seed: int) -> str:
+    return f"{seed:06d}.png"
+
+
+def _draw(diffusion: GaussianDiffusion, seeds: list[int], args: argparse.Namespace, show: bool) -> None:
+    """Draw this process's images, a batch at a time, and write each as a PNG file."""
+    batches = [seeds[start : start + args.batch_size] for start in range(0, len(seeds), args.batch_size)]
+    with tqdm(total=len(seeds), desc="images", unit="image", disable=not show, dynamic_ncols=True) as bar:
+        for batch in batches:
+            with torch.inference_mode():
+                images = samplers.draw(
+                    diffusion,
+                    batch,
+                    sampler=args.sampler,
+                    steps=args.steps,
+                    eta=args.eta,
+                    patch_batch_size=args.patch_batch_size,
+                    progress=lambda steps: tqdm(steps, desc="steps", disable=not show, leave=False, dynamic_ncols=True),
+                )
+            for seed, image in zip(batch, images.cpu(), strict=True):
+                pictures.save_png(args.out_dir / _name(seed), pictures.pixels(image))
+            bar.update(len(batch))
+
+
+def _grid(paths: list[Path]) -> np.ndarray:
+    return pictures.tile([np.array(Image.open(path)) for path in paths])
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,97 @@
+"""Train a model: `accelerate launch -m patch_based_ddpm.train --config FILE`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+
+from patch_based_ddpm import command_line
+from patch_based_ddpm.config import Config
+from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.run_folder import RunFolder
+from patch_based_ddpm.sources import Source, open_source
+from patch_based_ddpm.trainer import Trainer
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with the given arguments, or with the process's own."""
+    args = _parser().parse_args(argv)
+    config = Config.load(args.config)
+    folder = RunFolder(Path(config.trainer.log_dir))
+    accelerator = _accelerator(config)
+    resume = folder.checkpoint(args.restart_step) if args.restart_step is not None else args.resume
+    found = folder.find(str(resume)) if resume is not None else None
+    if resume is None and folder.steps() and not args.dry_run:
+        raise InputError(
+            f"{folder.checkpoints} already holds checkpoints up to step {folder.steps()[-1]}; go on with --resume latest, "
+            "or choose another trainer.log_dir."
+        )
+    height, width = config.model.image_shape
+    cache = None if args.dry_run else folder.root
+    if not args.dry_run:
+        folder.create()
+    source = open_source(config.trainer.train_dataset_dir, height, width, config.trainer.seed, cache)
+    trainer = Trainer(config, accelerator, source, folder)
+    if found is not None:
+        trainer.resume(found)
+    accelerator.print(_plan(config, trainer, source, folder))
+    if args.dry_run:
+        return
+    if accelerator.is_main_process:
+        config.save(folder.config)
+        folder.forget_metrics_after(trainer.step)
+    accelerator.wait_for_everyone()
+    trainer.train()
+    accelerator.print(f"Done: {folder.last_checkpoint} holds step {trainer.step}.")
+    accelerator.end_training()
+
+
+def _parser() -> command_line.Parser:
+    parser = command_line.Parser(prog="patch_based_ddpm.train", description="Train a patch-based diffusion model.")
+    parser.add_argument("--config", required=True, metavar="FILE", help="JSON configuration")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument(
+        "--resume", metavar="latest|PATH", help="continue from a checkpoint; latest starts anew where there is none"
+    )
+    start.add_argument(
+        "--restart-step", type=command_line.non_negative_int, metavar="N", help="continue from checkpoints/model-N.pt"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop; writes nothing")
+    return parser
+
+
+def _accelerator(config: Config) -> Accelerator:
+    trainer = config.trainer
+    precision = "fp16" if trainer.use_amp else trainer.mixed_precision  # None: what accelerate was launched with
+    try:
+        return Accelerator(
+            mixed_precision=precision,
+            log_with="wandb" if trainer.wandb_enabled else None,
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        )
+    except ValueError as error:
+        # accelerate's way of saying that the device cannot do it, e.g. fp16 on a CPU.
+        raise InputError(f"mixed precision {precision or 'of the launcher'} does not work here: {error}") from None
+
+
+def _plan(config: Config, trainer: Trainer, source: Source, folder: RunFolder) -> str:
+    """What is going to happen, in a few lines."""
+    steps = config.trainer.train_num_steps
+    images = (steps - trainer.step) * trainer.images_per_step
+    height, width = config.model.image_shape
+    patch_height, patch_width = config.model.patch_shape
+    lines = {
+        "data": f"{config.trainer.train_dataset_dir}, {'endless' if source.size is None else f'{source.size:,} images'}",
+        "images": f"{height} x {width} px in {config.model.patch_divider}^2 patches of {patch_height} x {patch_width} px",
+        "network": f"{sum(p.numel() for p in trainer.unet.parameters()):,} parameters",
+        "steps": f"{trainer.step:,} to {steps:,}, {trainer.images_per_step:,} images each on "
+        f"{trainer.accelerator.num_processes} process(es), {trainer.accelerator.mixed_precision} mixed precision",
+        "in all": f"{images:,} images" + ("" if source.size is None else f", {images / source.size:.1f} epochs"),
+        "folder": str(folder.root),
+    }
+    return "\n".join(f"{name:<8}{text}" for name, text in lines.items())
+
+
+if __name__ == "__main__":
+    command_line.run(main)
