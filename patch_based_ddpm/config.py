@@ -126,13 +126,13 @@ class ModelConfig:
         ]
         if not fits:
             raise InputError(
-                f"model.image_size is {json.dumps(self.image_size)}; with {len(self.dim_mults)} levels every side must be a "
-                f"multiple of {halvings}."
+                f"model.image_size is {json.dumps(self.image_size)}; with {len(self.dim_mults)} levels every side must "
+                f"be a multiple of {halvings}."
             )
         if self.patch_divider not in fits:
             raise InputError(
-                f"model.patch_divider is {self.patch_divider}; it must divide image_size {json.dumps(self.image_size)} into "
-                f"patches whose sides are multiples of {halvings} ({len(self.dim_mults)} levels): "
+                f"model.patch_divider is {self.patch_divider}; it must divide image_size {json.dumps(self.image_size)} "
+                f"into patches whose sides are multiples of {halvings} ({len(self.dim_mults)} levels): "
                 f"{', '.join(map(str, fits))} would do."
             )
 
@@ -150,7 +150,7 @@ class DiffusionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A whole configuration; `Config.load(path)` reads one, `config.save(path)` writes it with every default filled in."""
+    """A whole configuration: `Config.load(path)` reads one, `config.save(path)` writes it, every default filled in."""
 
     trainer: TrainerConfig
     model: ModelConfig
@@ -160,16 +160,17 @@ class Config:
         trainer, steps = self.trainer, self.trainer.preview_steps
         if trainer.use_amp and trainer.mixed_precision not in (None, "fp16"):
             raise InputError(
-                f'trainer.mixed_precision is "{trainer.mixed_precision}" but use_amp is true, which means fp16; set one of them.'
+                f'trainer.mixed_precision is "{trainer.mixed_precision}" but use_amp is true, which means fp16; '
+                "set one of them."
             )
         if steps is not None and steps > self.diffusion.timesteps:
             raise InputError(
-                f"trainer.preview_steps is {steps}; it must be at most diffusion.timesteps ({self.diffusion.timesteps})."
+                f"trainer.preview_steps is {steps}; it must be at most {self.diffusion.timesteps}, diffusion.timesteps."
             )
         if steps is not None and trainer.preview_sampler == "ddpm" and steps != self.diffusion.timesteps:
             raise InputError(
-                f'trainer.preview_steps is {steps}, but preview_sampler "ddpm" takes all {self.diffusion.timesteps} steps; '
-                'use "ddim" for fewer.'
+                f'trainer.preview_steps is {steps}, but preview_sampler "ddpm" takes all {self.diffusion.timesteps} '
+                'steps; use "ddim" for fewer.'
             )
 
     @classmethod

@@ -16,16 +16,14 @@ from typing import Literal
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from patch_based_ddpm.decoding import UnreadableImage, fit, to_mode
 from patch_based_ddpm.randomness import Purpose, generator
-from patch_based_ddpm.sources import Source, UnreadableImage
+from patch_based_ddpm.sources import Source
 
 Sample = tuple[Tensor, tuple[int, ...]]
-
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def to_float(pixels: Tensor) -> Tensor:
@@ -36,71 +34,6 @@ def to_float(pixels: Tensor) -> Tensor:
 def to_uint8(images: Tensor) -> Tensor:
     """Turn floats, of any shape, into the nearest uint8 value; what lies outside [-1, 1] is clamped."""
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def to_mode(image: Image.Image, channels: int) -> Image.Image:
-    """Convert an image of any kind to 8 bits of grey, RGB or RGBA.
-
-    16-bit grey is scaled, not cut off. Transparency shows white where the result has none to carry it.
-
-    Args:
-        image: any mode that Pillow reads; integers in [0, 65535] in the modes `I...`, floats in [0, 1] in `F`.
-        channels: 1 (mode L), 3 (RGB) or 4 (RGBA, opaque where the image has no transparency).
-
-    Returns:
-        The image in that mode.
-
-    Raises:
-        ValueError: another number of channels, or values outside the ranges above.
-    """
-    if channels not in _MODES:
-        raise ValueError(f"channels is {channels}; it must be 1 (grey), 3 (RGB) or 4 (RGBA).")
-    image = _to_eight_bits(image)
-    if channels != 4 and image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert(_MODES[channels])
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        values, scale = np.asarray(image), 1
-    elif image.mode.startswith("I"):
-        values, scale = np.asarray(image), 65535
-    else:
-        return image
-    if not (values.min() >= 0 and values.max() <= scale):
-        raise ValueError(f"its values run from {values.min()} to {values.max()}; they must lie in [0, {scale}].")
-    return Image.fromarray(np.rint(values * (255 / scale)).astype(np.uint8))
-
-
-def fit(image: Image.Image, height: int, width: int, flip: bool) -> Image.Image:
-    """Resize until the image just covers the target, mirror it if asked, and cut out its centre.
-
-    The published order: shorter side to the target (bilinear, antialiased), flip, centre crop. All of it happens in one
-    resampling of the window that is kept, so a very long image costs no more memory than another.
-
-    Args:
-        image: mode L, RGB or RGBA; Pillow keeps the colours of transparent pixels from bleeding into the others.
-        height: H of the result.
-        width: W of the result.
-        flip: mirror left and right.
-
-    Returns:
-        (H, W) image of the same mode.
-    """
-    if width * image.height >= height * image.width:
-        resized_width, resized_height = width, width * image.height // image.width
-    else:
-        resized_width, resized_height = height * image.width // image.height, height
-    left = round((resized_width - width) / 2)
-    top = round((resized_height - height) / 2)
-    if flip:
-        left = resized_width - width - left  # where the crop of the mirrored image lies in the image as it is
-    x, y = image.width / resized_width, image.height / resized_height
-    window = (left * x, top * y, min((left + width) * x, image.width), min((top + height) * y, image.height))
-    fitted = image.resize((width, height), Image.Resampling.BILINEAR, box=window)
-    return ImageOps.mirror(fitted) if flip else fitted
 
 
 @dataclass(frozen=True)

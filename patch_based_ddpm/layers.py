@@ -83,7 +83,7 @@ class ResBlock(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """Pre-norm residual attention whose cost is linear in the number of pixels (Shen et al. 2021, "Efficient Attention").
+    """Pre-norm residual attention, its cost linear in the pixels (Shen et al. 2021, "Efficient Attention").
 
     Args:
         channels: c.

@@ -9,7 +9,7 @@ KIB = 1024
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most memory held so far, in bytes: on a GPU what PyTorch allocated there, on a CPU what the process occupied."""
+    """The most bytes held so far: on a GPU what PyTorch allocated there, on a CPU what the process occupied."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -42,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if accelerator.is_main_process and args.grid:
         pictures.save_png(args.out_dir / GRID_NAME, _grid([args.out_dir / _name(seed) for seed in seeds]))
     what = args.out_dir / GRID_NAME if args.grid else args.out_dir
-    accelerator.print(f"{len(seeds)} images are in {args.out_dir}" + (f", side by side in {what}." if args.grid else "."))
+    accelerator.print(
+        f"{len(seeds)} images are in {args.out_dir}" + (f", side by side in {what}." if args.grid else ".")
+    )
     accelerator.end_training()
 
 
@@ -53,7 +55,9 @@ def _parser() -> command_line.Parser:
     parser.add_argument("--out-dir", required=True, type=Path, metavar="DIR", help="where SEED.png files go")
     count = parser.add_mutually_exclusive_group()
     count.add_argument("--n-samples", type=command_line.positive_int, default=16, metavar="N", help="default: 16")
-    count.add_argument("--seeds", type=_seed_list, metavar="A-B", help="one image per seed, for example 0-63 or 3,7,10-19")
+    count.add_argument(
+        "--seeds", type=_seed_list, metavar="A-B", help="one image per seed, for example 0-63 or 3,7,10-19"
+    )
     parser.add_argument(
         "--seed", type=command_line.non_negative_int, default=0, metavar="S", help="first of the n seeds (default: 0)"
     )

@@ -106,7 +106,7 @@ def ddim(
     if eta > 0 and noise is None:
         raise InputError(f"eta is {eta} but no noise was given; only eta 0 does without.")
     timesteps = strided_timesteps(diffusion.timesteps, steps)
-    following = dict(zip(timesteps, timesteps[1:]))  # noqa: B905 - the last one has none
+    following = dict(zip(timesteps, timesteps[1:]))
     x_t = x_T
     for step in progress(timesteps):
         x_0 = diffusion.predict_x_0(x_t, _filled(x_t, step), patch_batch_size)

@@ -50,7 +50,8 @@ class Posterior(NamedTuple):
 def posterior(beta: Tensor) -> Posterior:
     """The posterior of one forward step.
 
-    mean     = sqrt(alpha_bar_prev) beta / (1 - alpha_bar) x_0 + sqrt(1 - beta) (1 - alpha_bar_prev) / (1 - alpha_bar) x_t
+    mean     = sqrt(alpha_bar_prev) beta / (1 - alpha_bar) x_0
+               + sqrt(1 - beta) (1 - alpha_bar_prev) / (1 - alpha_bar) x_t
     variance = (1 - alpha_bar_prev) / (1 - alpha_bar) beta
 
     Args:

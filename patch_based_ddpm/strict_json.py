@@ -76,7 +76,7 @@ def build(kind: type, data: Any, where: str) -> Any:
 
     Args:
         kind: a dataclass whose fields are bool, int, float, str, tuples of int, dataclasses, or unions of these; a
-            field's metadata may hold `least`, `most`, `above`, `below` or `choices`, which hold for each item of a tuple.
+            field's metadata may hold `least`, `most`, `above`, `below` or `choices`, for each item of a tuple too.
         data: what `json` made of a file.
         where: the name of this object in messages.
 

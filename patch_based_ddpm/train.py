@@ -24,8 +24,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = folder.find(str(resume)) if resume is not None else None
     if resume is None and folder.steps() and not args.dry_run:
         raise InputError(
-            f"{folder.checkpoints} already holds checkpoints up to step {folder.steps()[-1]}; go on with --resume latest, "
-            "or choose another trainer.log_dir."
+            f"{folder.checkpoints} already holds checkpoints up to step {folder.steps()[-1]}; go on with --resume "
+            "latest, or choose another trainer.log_dir."
         )
     height, width = config.model.image_shape
     cache = None if args.dry_run else folder.root
@@ -79,11 +79,13 @@ def _plan(config: Config, trainer: Trainer, source: Source, folder: RunFolder) -
     """What is going to happen, in a few lines."""
     steps = config.trainer.train_num_steps
     images = (steps - trainer.step) * trainer.images_per_step
+    size = "endless" if source.size is None else f"{source.size:,} images"
+    divider = config.model.patch_divider
     height, width = config.model.image_shape
     patch_height, patch_width = config.model.patch_shape
     lines = {
-        "data": f"{config.trainer.train_dataset_dir}, {'endless' if source.size is None else f'{source.size:,} images'}",
-        "images": f"{height} x {width} px in {config.model.patch_divider}^2 patches of {patch_height} x {patch_width} px",
+        "data": f"{config.trainer.train_dataset_dir}, {size}",
+        "images": f"{height} x {width} px in {divider}^2 patches of {patch_height} x {patch_width} px",
         "network": f"{sum(p.numel() for p in trainer.unet.parameters()):,} parameters",
         "steps": f"{trainer.step:,} to {steps:,}, {trainer.images_per_step:,} images each on "
         f"{trainer.accelerator.num_processes} process(es), {trainer.accelerator.mixed_precision} mixed precision",

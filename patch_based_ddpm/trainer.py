@@ -153,8 +153,8 @@ class Trainer:
     def _check_skips(self, in_a_row: int, result: StepResult) -> None:
         if in_a_row >= self.config.max_skipped_steps:
             raise InputError(
-                f"stopped at step {self.step}: {in_a_row} steps in a row had a non-finite loss ({result.loss.item()}) or "
-                f"gradient norm ({result.grad_norm.item()}); a lower train_lr, max_grad_norm or lr_warmup_steps may help."
+                f"stopped at step {self.step}: {in_a_row} steps in a row had a non-finite loss ({result.loss.item()}) "
+                f"or gradient norm ({result.grad_norm.item()}); a lower train_lr, max_grad_norm or lr_warmup_steps may help."
             )
 
     def _log(self, window: "Window") -> dict[str, str]:
@@ -250,7 +250,7 @@ class Window:
         return time.perf_counter() - self.started
 
     def means(self) -> tuple[float, float, Tensor]:
-        """Loss and gradient norm over the applied steps (NaN where there is none), and the patch loss (N*N,) over all."""
+        """Loss and gradient norm over the applied steps (NaN if there is none), and the patch loss (N*N,) over all."""
         applied = [result for result in self.results if result.applied]
         patch_loss = torch.stack([result.patch_loss for result in self.results]).mean(dim=0)
         if not applied:

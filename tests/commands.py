@@ -1,0 +1,70 @@
+"""Starts the project's commands as its users do: through `accelerate launch`, in processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+TIME_LIMIT = 300  # seconds until a command that hangs is ended; none comes near it
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """This process's environment with package and tests importable, on the CPU, wandb off unless a test says so."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return {**os.environ, "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true", "WANDB_MODE": "disabled", **extra}
+
+
+def launch_line(*words: object, processes: int = 1) -> list[str]:
+    """The words of an `accelerate launch` on CPU; `words` are `-m MODULE` or a script, and its arguments."""
+    several = ["--multi_gpu", "--num_processes", str(processes), "--main_process_port", "0"] if processes > 1 else []
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--num_cpu_threads_per_process", "1"]
+    return [*launcher, *several, *map(str, words)]
+
+
+def launch(
+    *words: object, processes: int = 1, cwd: Path = ROOT, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; the caller looks at its return code and output."""
+    line, env = launch_line(*words, processes=processes), env or environment()
+    return subprocess.run(line, cwd=cwd, env=env, capture_output=True, text=True, timeout=TIME_LIMIT, check=False)
+
+
+def train(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    return launch("-m", "patch_based_ddpm.train", *arguments, **options)
+
+
+def sample(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    return launch("-m", "patch_based_ddpm.sample", *arguments, **options)
+
+
+def write_config(folder: Path, model: dict[str, Any] | None = None, **trainer: Any) -> Path:
+    """A config file of a tiny model whose run lies in `folder`/run; returns its path."""
+    config = {
+        "trainer": {
+            "train_dataset_dir": "builtin:faces",
+            "log_dir": str(folder / "run"),
+            "train_batch_size": 2,
+            "train_num_steps": 6,
+            "save_and_sample_every": 3,
+            "num_workers": 0,
+            "log_every": 1,
+            "step_start_ema": 2,
+            "update_ema_every": 1,
+            "preview_count": 3,
+            "preview_sampler": "ddim",
+            "preview_steps": 2,
+            **trainer,
+        },
+        "model": {"dim": 8, "dim_mults": [1, 2], "image_size": 16, "patch_divider": 2, **(model or {})},
+    }
+    path = folder / "config.json"
+    path.write_text(json.dumps(config))
+    return path
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,115 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from commands import write_config
+from PIL import Image
+
+from patch_based_ddpm import Config, data, sample, samplers
+from patch_based_ddpm.checkpoint import load_diffusion
+from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.run_folder import RunFolder
+from patch_based_ddpm.sources import open_source
+from patch_based_ddpm.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def ckpt(tmp_path_factory):
+    """A checkpoint whose averaged weights differ from its last ones, of a model with few timesteps."""
+    folder = tmp_path_factory.mktemp("trained")
+    path = write_config(folder, preview_steps=None)
+    content = json.loads(path.read_text())
+    content["diffusion"] = {"timesteps": 20}
+    path.write_text(json.dumps(content))
+    config = Config.load(path)
+    run = RunFolder(folder / "run")
+    run.create()
+    trainer = Trainer(config, Accelerator(cpu=True), open_source("builtin:faces", 16, 16, 0, None), run)
+    with torch.no_grad():
+        trainer.unet.conv_out.bias.add_(0.3)
+    trainer.save()
+    return str(run.last_checkpoint)
+
+
+def drawn(folder):
+    return {path.name: np.array(Image.open(path)) for path in sorted(folder.glob("*.png"))}
+
+
+def run(ckpt, folder, *flags):
+    sample.main(["--ckpt", ckpt, "--out-dir", str(folder), *flags])
+    return drawn(folder)
+
+
+def test_the_files_are_what_the_sampler_draws(ckpt, tmp_path):
+    pictures = run(ckpt, tmp_path, "--n-samples", "3", "--seed", "7", "--batch-size", "2")
+    assert list(pictures) == ["000007.png", "000008.png", "000009.png"]
+    diffusion = load_diffusion(ckpt)
+    for seed in (7, 8, 9):
+        noise = samplers.ImageNoise([seed], (3, 16, 16), "cpu")
+        (image,) = data.to_uint8(samplers.ddpm(diffusion, noise(), noise=noise))
+        difference = np.abs(pictures[f"{seed:06d}.png"].astype(int) - image.permute(1, 2, 0).numpy().astype(int))
+        assert difference.max() <= 1  # a library may round differently for another batch shape
+
+
+def test_seeds_name_the_images(ckpt, tmp_path):
+    some = run(ckpt, tmp_path / "a", "--seeds", "2-3,11")
+    assert list(some) == ["000002.png", "000003.png", "000011.png"]
+    assert np.array_equal(run(ckpt, tmp_path / "b", "--seeds", "11")["000011.png"], some["000011.png"])
+
+
+def test_flags_change_what_they_should(ckpt, tmp_path):
+    usual = run(ckpt, tmp_path / "usual", "--seeds", "0")["000000.png"].astype(int)
+
+    def distance(name, *flags):
+        return np.abs(run(ckpt, tmp_path / name, "--seeds", "0", *flags)["000000.png"] - usual)
+
+    assert distance("patches", "--patch-batch-size", "1").max() <= 1
+    assert distance("last", "--weights", "model").mean() > 1
+    assert distance("ddim", "--sampler", "ddim", "--steps", "5").mean() > 1
+    assert distance("eta", "--sampler", "ddim", "--eta", "1").max() <= 1  # over all steps that is ancestral sampling
+    half = distance("half", "--dtype", "bf16")
+    assert 0 < half.mean() < 5
+
+
+def test_grid(ckpt, tmp_path):
+    pictures = run(ckpt, tmp_path, "--n-samples", "3", "--grid", "--sampler", "ddim", "--steps", "2")
+    assert list(pictures) == ["000000.png", "000001.png", "000002.png", "grid.png"]
+    assert np.array_equal(pictures["grid.png"][2:18, 20:36], pictures["000001.png"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--n-samples", "-1"], "'-1' must be a whole number of at least 1"),
+        (["--seeds", "5-2"], "'5-2' in '5-2' must be a seed, or a range"),
+        (["--seeds", "0-99999999999"], "must be less than 4294967296"),
+        (["--seed", "4294967290"], "the last seed is 4294967305"),
+        (["--batch-size", "0"], "'0' must be a whole number of at least 1"),
+        (["--patch-batch-size", "x"], "'x' must be a whole number of at least 1"),
+        (["--steps", "5"], "--steps and --eta go with --sampler ddim"),
+        (["--sampler", "ddim", "--eta", "2"], "'2' must be a number in [0, 1]"),
+        (["--sampler", "euler"], "invalid choice: 'euler'"),
+        (["--n-samples", "2", "--seeds", "3"], "not allowed with argument"),
+    ],
+)
+def test_bad_flags_end_with_2_and_one_sentence(tmp_path, capsys, flags, words):
+    with pytest.raises(SystemExit) as ended:
+        sample.main(["--ckpt", "missing.pt", "--out-dir", str(tmp_path / "out"), *flags])
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert words in message
+    assert message.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_errors_are_sentences_too(ckpt, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"--out-dir '.*file' cannot be used"):
+        run(ckpt, tmp_path / "file")
+    with pytest.raises(InputError, match="there is no such file"):
+        run("missing.pt", tmp_path / "out")
+    with pytest.raises(InputError, match=r"steps is 21; it must lie in \[1, 20\]"):
+        run(ckpt, tmp_path / "out", "--sampler", "ddim", "--steps", "21")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,108 @@
+import json
+
+import numpy as np
+import pytest
+from accelerate import Accelerator
+from commands import ROOT, environment, metrics, train, write_config
+
+from patch_based_ddpm import Config
+from patch_based_ddpm.run_folder import RunFolder
+from patch_based_ddpm.tracking import Tracker
+
+SCALARS = {"loss": 0.5, "grad_norm": float("nan")}
+HEAT_MAP = np.array([[0.25, 0.5], [0.75, np.nan]])
+
+
+def make_tracker(folder, **trainer):
+    config = Config.load(write_config(folder, **trainer))
+    run = RunFolder(folder / "run")
+    run.create()
+    log_with = "wandb" if config.trainer.wandb_enabled else None
+    return Tracker(Accelerator(cpu=True, log_with=log_with), config, run)
+
+
+def wandb_records(folder):
+    """What an offline run wrote, read back with wandb's own reader: the logged rows and the configuration."""
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal import datastore
+
+    (path,) = (folder / "run" / "wandb").glob("offline-run-*/*.wandb")
+    store = datastore.DataStore()
+    store.open_for_scan(str(path))
+    rows, config = [], {}
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record.FromString(data)
+        kind = record.WhichOneof("record_type")
+        if kind == "history":
+            items = record.history.item
+            rows.append({"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items})
+        for update in (*record.run.config.update, *record.config.update) if kind in ("run", "config") else ():
+            config["/".join(update.nested_key) or update.key] = json.loads(update.value_json)
+    return rows, config
+
+
+def test_without_wandb_the_metrics_go_to_the_file(tmp_path):
+    tracker = make_tracker(tmp_path)
+    tracker.start()
+    tracker.log(10, SCALARS, HEAT_MAP)
+    tracker.log_preview(10, np.zeros((4, 4, 3), np.uint8))
+    tracker.finish()
+    wanted = {"step": 10, "loss": 0.5, "grad_norm": None, "patch_loss": [[0.25, 0.5], [0.75, None]]}
+    assert metrics(tmp_path) == [wanted]
+
+
+def test_a_wandb_that_cannot_start_does_not_stop_the_run(tmp_path, monkeypatch, capsys):
+    import wandb
+
+    attempts = []
+
+    def fail(**options):
+        attempts.append(options["mode"])
+        raise wandb.errors.CommError("no network")
+
+    monkeypatch.setattr(wandb, "init", fail)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    tracker = make_tracker(tmp_path, wandb_enabled=True)
+    tracker.start()
+    tracker.log(1, SCALARS, HEAT_MAP)
+    tracker.finish()
+    assert attempts == [None, "offline"]  # as the user set it up, then without the network
+    assert len(metrics(tmp_path)) == 1
+    assert "goes on without wandb" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_an_offline_run_holds_what_was_logged_and_continues_when_resumed(tmp_path):
+    config = write_config(tmp_path, wandb_enabled=True, wandb_project="faces", log_every=2)
+    home = {"WANDB_MODE": "", "HOME": str(tmp_path), "WANDB_API_KEY": "", "NETRC": str(tmp_path / "none")}
+    env = {name: value for name, value in environment(**home).items() if name != "WANDB_MODE"}
+    assert "WANDB_MODE" not in env
+    done = train("--config", config, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "no login found, recording offline" in done.stdout
+
+    rows, held = wandb_records(tmp_path)
+    scalars = [row for row in rows if "loss" in row]
+    written = metrics(tmp_path)
+    assert [row["step"] for row in scalars] == [2, 4, 6]
+    for row, line in zip(scalars, written, strict=True):
+        for name in ("loss", "learning_rate", "grad_norm", "images_per_second", "peak_memory_mib", "ema_decay"):
+            assert row[name] == pytest.approx(line[name])
+        assert row["patch_loss"]["_type"] == "image-file"
+    assert [row["step"] for row in rows if "preview" in row] == [3, 6]
+    assert held["model"] == json.loads((tmp_path / "run" / "config.json").read_text())["model"]
+
+    first_id = (tmp_path / "run" / "wandb_run_id").read_text()
+    again = train("--config", config, "--resume", tmp_path / "run" / "checkpoints" / "model-3.pt", env=env)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "run" / "wandb_run_id").read_text() == first_id
+    runs = {path.name for path in (tmp_path / "run" / "wandb").glob("offline-run-*")}
+    assert len(runs) == 2
+    assert all(name.endswith(first_id.strip()) for name in runs)
+
+
+def test_package_imports_without_wandb():
+    """Only users of wandb need it: nothing imports it at the top of a module."""
+    for path in (ROOT / "patch_based_ddpm").glob("*.py"):
+        assert "\nimport wandb" not in path.read_text(), path

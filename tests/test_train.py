@@ -1,0 +1,175 @@
+import contextlib
+import json
+import subprocess
+import time
+
+import psutil
+import pytest
+from commands import environment, launch_line, metrics, sample, train, write_config
+from PIL import Image
+from test_trainer import assert_same, timeless
+
+from patch_based_ddpm import checkpoint
+from patch_based_ddpm import train as command
+from patch_based_ddpm.errors import InputError
+
+WAIT = 240  # seconds after which a run that makes no progress has failed
+
+
+def mixed_images(folder):
+    """Images of different sizes, kinds and modes in nested folders, one of them corrupt."""
+    (folder / "more" / "deep").mkdir(parents=True)
+    Image.linear_gradient("L").resize((40, 30)).save(folder / "grey.png")
+    Image.radial_gradient("L").convert("RGB").resize((64, 48)).save(folder / "colour.JPG")
+    Image.effect_mandelbrot((50, 50), (-2, -1.5, 1, 1.5), 50).convert("P").save(folder / "palette.png")
+    Image.merge("RGBA", [Image.linear_gradient("L").resize((33, 70))] * 4).save(folder / "more" / "alpha.webp")
+    Image.radial_gradient("L").convert("CMYK").resize((20, 90)).save(folder / "more" / "ink.tiff")
+    Image.linear_gradient("L").resize((25, 25)).convert("I;16").save(folder / "more" / "deep" / "sixteen.png")
+    Image.linear_gradient("L").rotate(90).convert("RGB").save(folder / "more" / "deep" / "plain.bmp")
+    whole = (folder / "colour.JPG").read_bytes()
+    (folder / "more" / "corrupt.jpeg").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+def kill_after(line, condition):
+    """Start a command and kill all of its processes, unwarned, once the condition holds."""
+    process = subprocess.Popen(line, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + WAIT
+        while not condition():
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline, "the run makes no progress"
+            time.sleep(0.05)
+    finally:
+        family = [
+            process,
+            *psutil.Process(process.pid).children(recursive=True),
+        ]  # the launcher's workers are in other groups
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs(family[1:])
+        process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_mixed_images_train_are_killed_resume_and_sample(tmp_path, processes):
+    steps = 200
+    images = str(mixed_images(tmp_path / "images"))
+    trainer = {
+        "train_dataset_dir": images,
+        "on_bad_image": "skip",
+        "train_num_steps": steps,
+        "save_and_sample_every": 50,
+        "log_every": 10,
+        "preview_count": 2,
+        "patch_batch_size": 3,
+    }
+    config = write_config(tmp_path, **trainer)
+    run = tmp_path / "run"
+    line = launch_line("-m", "patch_based_ddpm.train", "--config", config, processes=processes)
+    kill_after(line, lambda: (run / "checkpoints" / "model-last.pt").exists())
+    assert not (run / "checkpoints" / f"model-{steps}.pt").exists()
+
+    done = train("--config", config, "--resume", "latest", processes=processes)
+    assert done.returncode == 0, done.stderr
+    assert f"on {processes} process(es)" in done.stdout
+    assert f"steps   0 to {steps}" not in done.stdout
+    lines = metrics(tmp_path)
+    assert [entry["step"] for entry in lines] == list(range(10, steps + 1, 10))
+    assert lines[-1]["bad_images"] == 1
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    held = checkpoint.read(run / "checkpoints" / f"model-{steps}.pt")
+
+    (tmp_path / "whole").mkdir()
+    whole_config = write_config(tmp_path / "whole", **trainer)
+    done = train("--config", whole_config, processes=processes)
+    assert done.returncode == 0, done.stderr
+    whole = checkpoint.read(tmp_path / "whole" / "run" / "checkpoints" / f"model-{steps}.pt")
+    assert held.pop("config") != whole.pop("config")  # the folders differ
+    assert_same(held, whole)
+    assert timeless(lines) == timeless(metrics(tmp_path / "whole"))
+
+    last = run / "checkpoints" / "model-last.pt"
+    fast = ("--sampler", "ddim", "--steps", 3, "--batch-size", 2, "--n-samples", 5)
+    pictures = {}
+    for count in (1, 2):
+        out = tmp_path / f"drawn by {count}"
+        done = sample("--ckpt", last, "--out_dir", out, *fast, processes=count)
+        assert done.returncode == 0, done.stderr
+        pictures[count] = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert sorted(pictures[1]) == [f"{i:06d}.png" for i in range(5)]
+    assert len(set(pictures[1].values())) == 5
+    assert pictures[1] == pictures[2]
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
+    images = mixed_images(tmp_path / "images")
+    config = write_config(tmp_path, train_dataset_dir=str(images), gradient_accumulate_every=4)
+    command.main(["--config", str(config), "--dry-run"])
+    plan = capsys.readouterr().out
+    for wanted in (
+        str(images),
+        "8 images",
+        "16 x 16 px in 2^2 patches of 8 x 8 px",
+        "0 to 6, 8 images each",
+        "6.0 epochs",
+    ):
+        assert wanted in plan
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_overwritten_by_accident(tmp_path):
+    config = str(write_config(tmp_path, train_num_steps=2, preview_count=0))
+    command.main(["--config", config])
+    with pytest.raises(InputError, match=r"already holds checkpoints up to step 2; go on with --resume latest"):
+        command.main(["--config", config])
+
+
+def test_the_published_restart_flag_resumes(tmp_path, capsys):
+    config = write_config(tmp_path, preview_count=0)
+    command.main(["--config", str(config)])
+    for spelling in ("--restart-step", "--restart_step"):
+        command.main(["--config", str(config), spelling, "3"])
+        assert "3 to 6" in capsys.readouterr().out
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_latest_starts_anew_where_there_is_nothing(tmp_path, capsys):
+    config = write_config(tmp_path, preview_count=0)
+    command.main(["--config", str(config), "--resume", "latest"])
+    assert "0 to 6" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["trainer"]["update_ema_every"] == 1
+
+
+@pytest.mark.slow
+def test_what_the_user_can_mend_is_one_sentence(tmp_path):
+    config = write_config(tmp_path, train_dataset_dir=str(tmp_path / "nowhere"))
+    done = train("--config", config)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "nowhere" in sentence
+
+
+def test_an_unreadable_image_stops_the_run_with_its_path(tmp_path):
+    images = mixed_images(tmp_path / "images")
+    config = write_config(tmp_path, train_dataset_dir=str(images), preview_count=0)
+    with pytest.raises(InputError, match=r"corrupt\.jpeg"):
+        command.main(["--config", str(config)])
+
+
+def test_fp16_on_a_cpu_is_refused(tmp_path):
+    config = write_config(tmp_path, mixed_precision="fp16")
+    with pytest.raises(InputError, match="mixed precision fp16 does not work here"):
+        command.main(["--config", str(config)])
+
+
+def test_bf16_trains(tmp_path):
+    config = write_config(tmp_path, mixed_precision="bf16", preview_count=1)
+    command.main(["--config", str(config)])
+    held = checkpoint.read(tmp_path / "run" / "checkpoints" / "model-6.pt")
+    assert held["model"]["conv_in.weight"].dtype.is_floating_point
+    assert all(values.dtype.itemsize == 4 for values in held["model"].values())
+    assert all(line["loss"] > 0 for line in metrics(tmp_path))

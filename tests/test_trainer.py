@@ -1,0 +1,216 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from commands import metrics, write_config
+from PIL import Image
+
+from patch_based_ddpm import Config, checkpoint
+from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.run_folder import RunFolder
+from patch_based_ddpm.sources import open_source
+from patch_based_ddpm.trainer import Trainer
+
+
+def make_trainer(folder, **trainer):
+    config = Config.load(write_config(folder, **trainer))
+    run = RunFolder(folder / "run")
+    run.create()
+    source = open_source(config.trainer.train_dataset_dir, 16, 16, config.trainer.seed, None)
+    return Trainer(config, Accelerator(cpu=True), source, run)
+
+
+def contents(trainer, step):
+    return checkpoint.read(trainer.folder.checkpoint(step))
+
+
+def assert_same(got, wanted):
+    """Bit for bit, through dicts and lists."""
+    if isinstance(wanted, torch.Tensor):
+        assert torch.equal(got, wanted)
+    elif isinstance(wanted, dict):
+        assert got.keys() == wanted.keys()
+        for key in wanted:
+            assert_same(got[key], wanted[key])
+    elif isinstance(wanted, (list, tuple)):
+        assert len(got) == len(wanted)
+        for pair in zip(got, wanted, strict=True):
+            assert_same(*pair)
+    else:
+        assert got == wanted
+
+
+def timeless(lines):
+    return [{k: v for k, v in line.items() if k not in ("images_per_second", "peak_memory_mib")} for line in lines]
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    options = {"gradient_accumulate_every": 2, "patch_batch_size": 3, "lr_warmup_steps": 5}
+    whole = make_trainer(tmp_path / "a", **options)
+    whole.train()
+
+    first = make_trainer(tmp_path / "b", **options)
+    first.train()
+    second = make_trainer(tmp_path / "b", **options)
+    second.resume(second.folder.checkpoint(3))
+    second.folder.forget_metrics_after(3)
+    second.folder.checkpoint(6).unlink()
+    second.train()
+
+    got, wanted = contents(second, 6), contents(whole, 6)
+    assert got.pop("config") != wanted.pop("config")  # the folders differ
+    assert_same(got, wanted)
+    assert timeless(metrics(tmp_path / "b")) == timeless(metrics(tmp_path / "a"))
+    assert second.folder.preview(6).read_bytes() == whole.folder.preview(6).read_bytes()
+
+
+def test_ema_follows_the_published_rule(tmp_path):
+    """Copied every 2nd step before step 4, from then on averaged with the plain decay; untouched in between."""
+    trainer = make_trainer(tmp_path, ema_decay=0.75, step_start_ema=4, update_ema_every=2)
+    history = []
+    take = trainer.training_step.__class__.__call__
+
+    def watched(self, step, batches):
+        result = take(self, step, batches)
+        history.append(trainer.unet.conv_in.weight.detach().clone())
+        return result
+
+    averages = []
+    update = trainer._update_ema
+
+    def after():
+        update()
+        averages.append(trainer.ema.ema_model.conv_in.weight.clone())
+
+    initial = trainer.unet.conv_in.weight.detach().clone()
+    trainer._update_ema = after
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.training_step.__class__, "__call__", watched)
+        trainer.train()
+
+    model = [initial, *history]  # model[i]: after i steps
+    fourth = 0.75 * model[2] + 0.25 * model[4]
+    wanted = [initial, model[2], model[2], fourth, fourth, 0.75 * fourth + 0.25 * model[6]]
+    for got, want in zip(averages, wanted, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-7, rtol=1e-6)
+
+
+def test_metrics_hold_what_was_trained(tmp_path):
+    trainer = make_trainer(tmp_path, log_every=3, lr_warmup_steps=12, train_lr=1.2e-3)
+    trainer.train()
+    lines = metrics(tmp_path)
+    assert [line["step"] for line in lines] == [3, 6]
+    assert [line["learning_rate"] for line in lines] == pytest.approx([3e-4, 6e-4])
+    assert [line["ema_decay"] for line in lines] == [0.995, 0.995]
+    for line in lines:
+        assert np.mean(line["patch_loss"]) == pytest.approx(line["loss"], rel=1e-5)
+        assert np.shape(line["patch_loss"]) == (2, 2)
+        assert line["grad_norm"] > 0
+        assert line["images_per_second"] > 0
+        assert line["peak_memory_mib"] > 10
+
+
+def test_previews_come_from_the_averaged_weights_and_fixed_noise(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.preview()
+    first = trainer.folder.preview(0).read_bytes()
+    with torch.no_grad():
+        for values in trainer.unet.parameters():
+            values.add_(1.0)
+    trainer.preview()
+    assert trainer.folder.preview(0).read_bytes() == first
+    with Image.open(trainer.folder.preview(0)) as picture:
+        assert picture.size == (2 * 18 + 2, 2 * 18 + 2)
+    with torch.no_grad():
+        for values in trainer.ema.ema_model.parameters():
+            values.mul_(2.0)
+    trainer.preview()
+    assert trainer.folder.preview(0).read_bytes() != first
+
+
+def test_no_previews(tmp_path):
+    trainer = make_trainer(tmp_path, preview_count=0)
+    trainer.preview()
+    assert not trainer.folder.preview(0).exists()
+
+
+def poison(trainer, value):
+    with torch.no_grad():
+        trainer.unet.conv_out.bias.fill_(value)
+
+
+def test_steps_that_are_not_finite_are_counted_and_leave_the_average_alone(tmp_path):
+    trainer = make_trainer(tmp_path, max_skipped_steps=100)
+    poison(trainer, torch.nan)
+    before = {name: values.clone() for name, values in trainer.ema.ema_model.state_dict().items()}
+    trainer.train()
+    assert_same(trainer.ema.ema_model.state_dict(), before)
+    last = metrics(tmp_path)[-1]
+    assert (last["skipped_steps"], last["loss"], last["grad_norm"]) == (6, None, None)
+    assert contents(trainer, 6)["skipped_steps"] == 6
+
+
+def test_too_many_of_them_in_a_row_stop_the_run(tmp_path):
+    trainer = make_trainer(tmp_path, max_skipped_steps=4)
+    poison(trainer, torch.inf)
+    with pytest.raises(InputError, match=r"stopped at step 4: 4 steps in a row had a non-finite loss \(inf\)"):
+        trainer.train()
+
+
+def test_bad_images_are_counted_once_each(tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(3):
+        Image.new("RGB", (20, 20), (i * 50, 0, 0)).save(images / f"{i}.png")
+    (images / "broken.png").write_bytes(b"not a picture")
+    trainer = make_trainer(tmp_path, train_dataset_dir=str(images), on_bad_image="skip")
+    trainer.train()
+    assert metrics(tmp_path)[-1]["bad_images"] == 1
+    assert capsys.readouterr().out.count("broken.png") == 1
+
+
+def test_a_published_checkpoint_can_be_continued(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    ours = contents(trainer, 6)
+    names = list(ours["model"])
+    optimizer = ours.pop("optimizer")
+    published_read = {**ours, "published": True, "published_model": {}, "optimizer": "theirs", "step": 5}
+    monkeypatch.setattr(checkpoint, "read", lambda path: published_read)
+    seen = []
+
+    def translate(theirs, model, order):
+        seen.append((theirs, order))
+        return optimizer
+
+    monkeypatch.setattr("patch_based_ddpm.published.translate_optimizer", translate)
+    (tmp_path / "b").mkdir()
+    resumed = make_trainer(tmp_path / "b")
+    resumed.resume("published.pt")
+    assert resumed.step == 5
+    assert seen == [("theirs", names)]
+    assert_same(resumed.training_step.optimizer.state_dict()["state"], optimizer["state"])
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.save()
+    (tmp_path / "b").mkdir()
+    other = write_config(tmp_path / "b", model={"dim": 16})
+    config = Config.load(other)
+    source = open_source("builtin:faces", 16, 16, 0, None)
+    trainer = Trainer(config, Accelerator(cpu=True), source, RunFolder(tmp_path / "b"))
+    with pytest.raises(InputError, match="do not fit the configuration's model"):
+        trainer.resume(tmp_path / "run" / "checkpoints" / "model-0.pt")
+
+
+def test_the_checkpoint_carries_the_resolved_config(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.save()
+    held = Config.from_dict(contents(trainer, 0)["config"])
+    assert held == trainer.whole_config
+    assert json.dumps(held.to_dict())

@@ -1,0 +1,177 @@
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+from commands import launch
+
+from patch_based_ddpm import Config, GaussianDiffusion, UNet
+from patch_based_ddpm.randomness import Purpose, generator
+from patch_based_ddpm.training_step import TrainingStep
+
+SEED = 7
+
+
+def build(patch_batch_size=None, **trainer):
+    config = Config.from_dict(
+        {
+            "trainer": {
+                "train_dataset_dir": "builtin:faces",
+                "log_dir": "unused",
+                "train_batch_size": 2,
+                "seed": SEED,
+                "patch_batch_size": patch_batch_size,
+                **trainer,
+            },
+            "model": {"dim": 8, "dim_mults": [1, 2], "image_size": 8, "patch_divider": 2, "resnet_block_groups": 4},
+        }
+    )
+    torch.manual_seed(0)
+    accelerator = Accelerator(cpu=True)
+    unet = UNet.from_config(config.model)
+    unet, optimizer = accelerator.prepare(unet, torch.optim.Adam(unet.parameters(), lr=config.trainer.train_lr))
+    return TrainingStep(config.trainer, accelerator, GaussianDiffusion(unet, config), optimizer)
+
+
+def images(count, seed=0):
+    return torch.rand(count, 2, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def draws(step, micro_step):
+    """The timesteps and noise that the step names by (seed, step, micro-step, process)."""
+    random = generator(SEED, Purpose.DIFFUSE, step, micro_step, 0)
+    t = torch.randint(1000, (2,), generator=random)
+    return t, torch.randn(2, 3, 8, 8, generator=random)
+
+
+def weights(training_step):
+    return {name: values.clone() for name, values in training_step.diffusion.unet.state_dict().items()}
+
+
+@pytest.mark.parametrize("patch_batch_size", [1, 3, None])
+def test_one_step_is_adam_on_the_whole_image_gradient(patch_batch_size):
+    step = build(patch_batch_size, gradient_accumulate_every=2)
+    twin = build()
+    batches = images(2)
+    losses = [twin.diffusion.loss(x_0, *draws(5, i)) for i, x_0 in enumerate(batches)]
+    loss = torch.stack(losses).mean()
+    loss.backward()
+    gradients = [p.grad.clone() for p in twin.diffusion.parameters()]
+
+    applied = []
+    step.optimizer.optimizer.register_step_pre_hook(
+        lambda *_: applied.extend(p.grad.clone() for p in step.diffusion.parameters())
+    )
+    result = step(5, batches)
+
+    torch.testing.assert_close(result.loss, loss.detach())
+    torch.testing.assert_close(result.patch_loss.mean(), loss.detach())
+    torch.testing.assert_close(result.grad_norm, torch.cat([g.flatten() for g in gradients]).norm())
+    for got, wanted in zip(applied, gradients, strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-4)
+    assert all(p.grad is None for p in step.diffusion.parameters())
+
+
+def test_patch_loss_lies_where_the_patch_lies():
+    step = build()
+    (x_0,) = images(1)
+    t, noise = draws(0, 0)
+    with torch.no_grad():
+        error = (step.diffusion.predict(step.diffusion.q_sample(x_0, t, noise), t) - noise).abs()
+    by_hand = torch.stack([error[:, :, i : i + 4, j : j + 4].mean() for i in (0, 4) for j in (0, 4)])
+    torch.testing.assert_close(step(0, [x_0]).patch_loss, by_hand)
+
+
+def test_draws_differ_between_steps():
+    step = build()
+    assert step(0, images(1)).loss != step(1, images(1)).loss
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_changes_nothing(poison):
+    step = build()
+    step(0, images(1))
+    before, moments = weights(step), step.optimizer.state_dict()["state"][0]["exp_avg"].clone()
+    bad = images(1)
+    bad[0, 0, 0, 0, 0] = poison
+    result = step(1, bad)
+    assert not result.applied
+    assert all(torch.equal(values, before[name]) for name, values in weights(step).items())
+    assert torch.equal(step.optimizer.state_dict()["state"][0]["exp_avg"], moments)
+    assert step(2, images(1)).applied
+    assert not torch.equal(weights(step)["conv_in.weight"], before["conv_in.weight"])
+
+
+def test_clipping_scales_the_gradient_to_the_limit():
+    limit = 0.01
+    step = build(max_grad_norm=limit)
+    norms = []
+    step.optimizer.optimizer.register_step_pre_hook(
+        lambda *_: norms.append(torch.cat([p.grad.flatten() for p in step.diffusion.parameters()]).norm().item())
+    )
+    result = step(0, images(1))
+    assert result.grad_norm > limit
+    assert norms == [pytest.approx(limit, rel=1e-3)]
+
+
+def test_learning_rate_warms_up_linearly():
+    step = build(lr_warmup_steps=4, train_lr=1.0e-3)
+    rates = []
+    for i in (0, 1, 3, 9):
+        step(i, images(1))
+        rates.append(step.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.25e-3, 0.5e-3, 1e-3, 1e-3])
+
+
+TWO_PROCESSES = """
+import torch
+from test_training_step import build, images, SEED
+from patch_based_ddpm.randomness import Purpose, generator
+
+step = build(patch_batch_size=3, gradient_accumulate_every=2)
+rank, world = step.accelerator.process_index, step.accelerator.num_processes
+assert world == 2, world
+
+# What each process alone would compute, without the wrapper; their mean is what an exchange must give.
+unet = step.accelerator.unwrap_model(step.diffusion.unet)
+alone = build().diffusion
+alone.unet = unet
+wanted = [torch.zeros_like(p) for p in unet.parameters()]
+for process in range(2):
+    for micro_step in range(2):
+        random = generator(SEED, Purpose.DIFFUSE, 4, micro_step, process)
+        t = torch.randint(1000, (2,), generator=random)
+        noise = torch.randn(2, 3, 8, 8, generator=random)
+        loss = alone.loss(images(2, seed=process)[micro_step], t, noise) / 4
+        for total, part in zip(wanted, torch.autograd.grad(loss, list(unet.parameters()))):
+            total += part
+
+exchanges, applied = [], []
+def all_reduce_mean(state, bucket):
+    exchanges.append(bucket.index())
+    work = torch.distributed.all_reduce(bucket.buffer().div_(2), async_op=True)
+    return work.get_future().then(lambda f: f.value()[0])
+step.diffusion.unet.register_comm_hook(None, all_reduce_mean)
+step.optimizer.optimizer.register_step_pre_hook(lambda *_: applied.extend(p.grad.clone() for p in unet.parameters()))
+result = step(4, images(2, seed=rank))
+
+assert len(exchanges) == len(set(exchanges)), exchanges  # each bucket of gradients once, not once per chunk
+for got, want in zip(applied, wanted):
+    torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-4)
+poisoned = images(2, seed=rank)
+if rank == 1:
+    poisoned[1, 0, 0, 0, 0] = float("nan")
+before = unet.conv_in.weight.detach().clone()
+assert not step(5, poisoned).applied  # both processes skip what one of them found not finite
+assert torch.equal(unet.conv_in.weight, before)
+print(f"process {rank} of {world} agrees")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_exchange_the_mean_gradient_once(tmp_path):
+    script = tmp_path / "check.py"
+    script.write_text(TWO_PROCESSES)
+    done = launch(script, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["process 0 of 2 agrees", "process 1 of 2 agrees"]
