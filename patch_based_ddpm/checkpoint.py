@@ -51,8 +51,8 @@ def read(path: PathLike) -> dict[str, Any]:
         path: the file.
 
     Returns:
-        The contents; `config` is missing from a published checkpoint, `published` says whether it is one, and
-        `optimizer` of a published one is still in its layout, see `published.translate_optimizer`.
+        The contents, and `published`, whether it is such a one. Ours hold `config` as a `Config`. A published one holds
+        none; its `optimizer` is still in its layout, which `published_model` numbers, see `published.translate_optimizer`.
 
     Raises:
         InputError: there is no such file, it holds code, it is damaged, or it is no checkpoint.
@@ -65,7 +65,7 @@ def read(path: PathLike) -> dict[str, Any]:
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error) or "Unsupported" in str(error):
+        if "GLOBAL" in str(error):  # the name of a class or function that is none of torch's own for weights
             raise InputError(f"{path}: refused, because it holds code and not only weights.") from None
         raise InputError(f"{path}: is damaged or not a checkpoint.") from None
     except OSError as error:
@@ -75,9 +75,9 @@ def read(path: PathLike) -> dict[str, Any]:
         raise InputError(f"{path}: is damaged or not a checkpoint ({type(error).__name__}).") from None
     if not isinstance(contents, dict) or not all(isinstance(contents.get(key), dict) for key in ("model", "ema")):
         raise InputError(f"{path}: is not a checkpoint; it must hold the weights `model` and `ema`.")
-    weights = {key: _without_wrappers(contents[key]) for key in ("model", "ema")}
+    weights = {key: _without_wrappers(contents[key], path) for key in ("model", "ema")}
     if contents.get("format") == FORMAT:
-        return {**contents, **weights, "published": False}
+        return {**contents, **weights, "config": _config(contents, path), "published": False}
     if not published.is_published(weights["model"]):
         raise InputError(f"{path}: is a checkpoint of neither this nor the published implementation.")
     return {
@@ -91,7 +91,16 @@ def read(path: PathLike) -> dict[str, Any]:
     }
 
 
-def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _config(contents: dict[str, Any], path: Path) -> Config:
+    try:
+        return Config.from_dict(contents.get("config"))
+    except InputError as error:
+        raise InputError(f"{path}: the configuration in it is not valid: {error}") from None
+
+
+def _without_wrappers(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    if not all(isinstance(name, str) and isinstance(values, Tensor) for name, values in state.items()):
+        raise InputError(f"{path}: is not a checkpoint; its weights must be named tensors.")
     return {re.sub(r"(^|\.)((module|_orig_mod)\.)+", r"\1", name): values for name, values in state.items()}
 
 
@@ -140,15 +149,17 @@ def load_diffusion(
         The model, in evaluation mode, without gradients.
 
     Raises:
-        InputError: the file is missing, damaged, holds code, or does not fit the config.
+        InputError: the file is missing, damaged, holds code, or does not fit the config; or there are no such weights.
     """
+    if weights not in ("ema", "model"):
+        raise InputError(f'weights is "{weights}"; it must be "ema" or "model".')
     contents = read(path)
     if config is None:
         if contents["published"]:
             raise InputError(
                 f"{path}: is a published checkpoint, which carries no configuration; give its config file too."
             )
-        config = Config.from_dict(contents["config"])
+        config = contents["config"]
     elif not isinstance(config, Config):
         config = Config.load(config)
     diffusion = GaussianDiffusion.from_config(config)

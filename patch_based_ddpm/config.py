@@ -16,6 +16,9 @@ from typing import Any
 from patch_based_ddpm import strict_json
 from patch_based_ddpm.errors import InputError
 
+MAX_IMAGE_SIZE = 2**16
+MAX_LEVELS = 16
+
 
 def _field(default: Any, doc: str, **bounds: Any) -> Any:
     """A field with its line in the README's table and its bounds, see `strict_json.build`."""
@@ -79,7 +82,9 @@ class ModelConfig:
     resnet_block_groups: int = _field(8, "groups of the group normalisations; divides `dim`", least=1)
     learned_variance: bool = _field(False, "accepted at false")
     patch_divider: int = _field(4, "N: the image is cut into N x N patches; 1 is the ordinary DDPM", least=1)
-    image_size: int | tuple[int, int] = _field(128, "side in pixels, or `[height, width]`", least=1, most=65536)
+    image_size: int | tuple[int, int] = _field(
+        128, "side in pixels, or `[height, width]`", least=1, most=MAX_IMAGE_SIZE
+    )
     position_conditioning: bool = _field(True, "tell the network where a patch lies; false is an ablation")
     global_content_conditioning: bool = _field(True, "show it the pooled whole image; false is an ablation")
 
@@ -108,14 +113,14 @@ class ModelConfig:
             raise InputError(
                 f"model.dim_mults is {list(self.dim_mults)}; its first value must be 1, the level of width dim."
             )
+        if len(self.dim_mults) > MAX_LEVELS:
+            raise InputError(f"model.dim_mults has {len(self.dim_mults)} levels; it must have at most {MAX_LEVELS}.")
         if self.dim % 2:
             raise InputError(f"model.dim is {self.dim}; it must be even, half of it are sines and half cosines.")
         if self.dim % self.resnet_block_groups:
             raise InputError(
                 f"model.dim is {self.dim}; it must be a multiple of resnet_block_groups ({self.resnet_block_groups})."
             )
-        if self.init_dim is None and self.dim // 3 * 2 < 1:
-            raise InputError(f"model.dim is {self.dim}; without init_dim it must be at least 3.")
         self._check_patches()
 
     def _check_patches(self) -> None:

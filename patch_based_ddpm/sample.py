@@ -70,7 +70,7 @@ def _parser() -> command_line.Parser:
         metavar="K",
         help="patches per forward pass, counted over the batch; less is less memory (default: all)",
     )
-    parser.add_argument("--sampler", choices=("ddpm", "ddim"), default="ddpm", help="default: ddpm, all steps")
+    parser.add_argument("--sampler", choices=samplers.SAMPLERS, default="ddpm", help="default: ddpm, all steps")
     parser.add_argument("--steps", type=command_line.positive_int, metavar="K", help="steps of ddim (default: all)")
     parser.add_argument("--eta", type=_fraction, default=0.0, help="0: deterministic ddim, 1: as noisy as ddpm")
     parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged or last (default: ema)")

@@ -14,6 +14,8 @@ from torch import Tensor
 from patch_based_ddpm.diffusion import GaussianDiffusion
 from patch_based_ddpm.errors import InputError
 
+SAMPLERS = ("ddpm", "ddim")
+
 Noise = Callable[[], Tensor]
 Progress = Callable[[list[int]], Iterable[int]]
 
@@ -115,7 +117,8 @@ def ddim(
         alpha_bar_t, alpha_bar_s = diffusion.alpha_bar[step], diffusion.alpha_bar[following[step]]
         eps = (x_t - alpha_bar_t.sqrt() * x_0) / (1 - alpha_bar_t).sqrt()
         sigma = eta * ((1 - alpha_bar_s) / (1 - alpha_bar_t)).sqrt() * (1 - alpha_bar_t / alpha_bar_s).sqrt()
-        x_t = alpha_bar_s.sqrt() * x_0 + (1 - alpha_bar_s - sigma**2).sqrt() * eps
+        # At eta 1 the difference can be 0, and round to less.
+        x_t = alpha_bar_s.sqrt() * x_0 + (1 - alpha_bar_s - sigma**2).clamp(min=0).sqrt() * eps
         if eta > 0:
             x_t = x_t + sigma * noise()
     return x_t
@@ -165,9 +168,14 @@ def draw(
 
     Returns:
         (b, c, H, W) in [-1, 1].
+
+    Raises:
+        InputError: there is no such sampler, or it cannot take these steps or this eta.
     """
+    if sampler not in SAMPLERS:
+        raise InputError(f'the sampler is "{sampler}"; it must be one of {", ".join(SAMPLERS)}.')
     noise = ImageNoise(seeds, diffusion.image_shape, diffusion.alpha_bar.device)
     options = {"noise": noise, "patch_batch_size": patch_batch_size, "progress": progress}
     if sampler == "ddpm":
         return ddpm(diffusion, noise(), **options)
-    return ddim(diffusion, noise(), steps=steps or diffusion.timesteps, eta=eta, **options)
+    return ddim(diffusion, noise(), steps=diffusion.timesteps if steps is None else steps, eta=eta, **options)

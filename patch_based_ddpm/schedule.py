@@ -29,8 +29,7 @@ def cosine_betas(timesteps: int) -> Tensor:
     """
     x = torch.linspace(0, timesteps, timesteps + 1, dtype=torch.float64) / timesteps
     f = torch.cos((x + COSINE_OFFSET) / (1 + COSINE_OFFSET) * torch.pi / 2) ** 2
-    alpha_bar = f / f[0]
-    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(0, MAX_BETA)
+    return (1 - f[1:] / f[:-1]).clamp(0, MAX_BETA)  # f(0) cancels
 
 
 def alpha_bars(beta: Tensor) -> Tensor:

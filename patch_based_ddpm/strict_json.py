@@ -6,6 +6,7 @@ It knows nothing of what the fields mean; `config.py` declares them.
 import dataclasses
 import difflib
 import json
+import math
 import os
 import types
 import typing
@@ -54,6 +55,10 @@ def parse(text: str) -> Any:
         return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_distinct_keys)
     except json.JSONDecodeError as error:
         raise InputError(f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from None
+    except InputError:
+        raise
+    except ValueError:
+        raise InputError("holds a number of too many digits.") from None
     except RecursionError:
         raise InputError("is nested too deeply to be a configuration.") from None
 
@@ -116,7 +121,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
             fits = isinstance(value, list) and all(type(item) is items[0] for item in value)
             if fits and (len(value) >= 1 if items[-1] is ... else len(value) == len(items)):
                 return tuple(value)
-        elif type(value) is option:
+        elif type(value) is option and value not in (math.inf, -math.inf):  # 1e400 is how infinity slips in
             return value
         elif option is float and type(value) is int:
             try:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
@@ -81,6 +82,7 @@ def _plan(config: Config, trainer: Trainer, source: Source, folder: RunFolder) -
     images = (steps - trainer.step) * trainer.images_per_step
     size = "endless" if source.size is None else f"{source.size:,} images"
     divider = config.model.patch_divider
+    device = trainer.accelerator.device
     height, width = config.model.image_shape
     patch_height, patch_width = config.model.patch_shape
     lines = {
@@ -89,6 +91,7 @@ def _plan(config: Config, trainer: Trainer, source: Source, folder: RunFolder) -
         "network": f"{sum(p.numel() for p in trainer.unet.parameters()):,} parameters",
         "steps": f"{trainer.step:,} to {steps:,}, {trainer.images_per_step:,} images each on "
         f"{trainer.accelerator.num_processes} process(es), {trainer.accelerator.mixed_precision} mixed precision",
+        "device": f"{device}, {torch.get_num_threads()} CPU thread(s) per process",
         "in all": f"{images:,} images" + ("" if source.size is None else f", {images / source.size:.1f} epochs"),
         "folder": str(folder.root),
     }

@@ -153,8 +153,9 @@ class Trainer:
     def _check_skips(self, in_a_row: int, result: StepResult) -> None:
         if in_a_row >= self.config.max_skipped_steps:
             raise InputError(
-                f"stopped at step {self.step}: {in_a_row} steps in a row had a non-finite loss ({result.loss.item()}) "
-                f"or gradient norm ({result.grad_norm.item()}); a lower train_lr, max_grad_norm or lr_warmup_steps may help."
+                f"stopped at step {self.step}: {in_a_row} steps in a row had a non-finite loss "
+                f"({result.loss.item()}) or gradient norm ({result.grad_norm.item()}); a lower train_lr, max_grad_norm "
+                "or lr_warmup_steps may help."
             )
 
     def _log(self, window: "Window") -> dict[str, str]:

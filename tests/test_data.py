@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_decoding import array
 
 from patch_based_ddpm.data import ShuffledStream, TrainingImages, collate, loader, to_float, to_uint8
 from patch_based_ddpm.decoding import UnreadableImage
 from patch_based_ddpm.errors import InputError
-from test_decoding import array
-
 from patch_based_ddpm.sources import FacesSource, list_folder
 
 CPU = torch.device("cpu")

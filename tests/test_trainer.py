@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -211,6 +209,4 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 def test_the_checkpoint_carries_the_resolved_config(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.save()
-    held = Config.from_dict(contents(trainer, 0)["config"])
-    assert held == trainer.whole_config
-    assert json.dumps(held.to_dict())
+    assert contents(trainer, 0)["config"] == trainer.whole_config
