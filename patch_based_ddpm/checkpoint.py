@@ -52,7 +52,7 @@ def read(path: PathLike) -> dict[str, Any]:
 
     Returns:
         The contents, and `published`, whether it is such a one. Ours hold `config` as a `Config`. A published one holds
-        none; its `optimizer` is still in its layout, which `published_model` numbers, see `published.translate_optimizer`.
+        none, and its `optimizer` is still in its own layout, see `published.translate_optimizer`.
 
     Raises:
         InputError: there is no such file, it holds code, it is damaged, or it is no checkpoint.

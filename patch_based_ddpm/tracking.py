@@ -50,6 +50,7 @@ class Tracker:
                 return
             except Exception as error:  # whatever keeps wandb from starting, the run matters more
                 self.accelerator.print(f"wandb could not start ({type(error).__name__}: {error}).")
+                self.accelerator.trackers = []  # or the next attempt would start the failed one again
         self.accelerator.print("The run goes on without wandb; the metrics are in metrics.jsonl.")
 
     def _start_wandb(self, mode: str | None) -> None:

@@ -65,15 +65,15 @@ def _parser() -> command_line.Parser:
 def _accelerator(config: Config) -> Accelerator:
     trainer = config.trainer
     precision = "fp16" if trainer.use_amp else trainer.mixed_precision  # None: what accelerate was launched with
-    try:
-        return Accelerator(
-            mixed_precision=precision,
-            log_with="wandb" if trainer.wandb_enabled else None,
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-        )
-    except ValueError as error:
-        # accelerate's way of saying that the device cannot do it, e.g. fp16 on a CPU.
-        raise InputError(f"mixed precision {precision or 'of the launcher'} does not work here: {error}") from None
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        log_with="wandb" if trainer.wandb_enabled else None,
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        # accelerate would run in float32 and say nothing.
+        raise InputError("mixed precision fp16 does not work on a CPU; it must be bf16 or no there.")
+    return accelerator
 
 
 def _plan(config: Config, trainer: Trainer, source: Source, folder: RunFolder) -> str:

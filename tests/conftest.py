@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from patch_based_ddpm import Config
 
@@ -13,6 +14,13 @@ torch.set_num_threads(1)
 def _seeded():
     """Freshly initialised networks and `torch.randn` are the same in every run."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_accelerator_left():
+    """accelerate keeps precision and devices for the whole process; each test chooses its own."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

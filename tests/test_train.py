@@ -5,11 +5,12 @@ import time
 
 import psutil
 import pytest
+import torch
 from commands import environment, launch_line, metrics, sample, train, write_config
 from PIL import Image
 from test_trainer import assert_same, timeless
 
-from patch_based_ddpm import checkpoint
+from patch_based_ddpm import GaussianDiffusion, checkpoint
 from patch_based_ddpm import train as command
 from patch_based_ddpm.errors import InputError
 
@@ -160,16 +161,38 @@ def test_an_unreadable_image_stops_the_run_with_its_path(tmp_path):
         command.main(["--config", str(config)])
 
 
-def test_fp16_on_a_cpu_is_refused(tmp_path):
-    config = write_config(tmp_path, mixed_precision="fp16")
-    with pytest.raises(InputError, match="mixed precision fp16 does not work here"):
-        command.main(["--config", str(config)])
+@pytest.mark.parametrize("trainer", [{"mixed_precision": "fp16"}, {"use_amp": True}])
+def test_fp16_on_a_cpu_is_refused(tmp_path, trainer):
+    with pytest.raises(InputError, match="mixed precision fp16 does not work on a CPU"):
+        command.main(["--config", str(write_config(tmp_path, **trainer))])
 
 
-def test_bf16_trains(tmp_path):
-    config = write_config(tmp_path, mixed_precision="bf16", preview_count=1)
+@pytest.mark.parametrize(
+    ("trainer", "launcher", "precision"),
+    [
+        ({"mixed_precision": "bf16"}, "no", "bf16"),
+        ({}, "bf16", "bf16"),  # a silent config leaves it to accelerate
+        ({"mixed_precision": "no"}, "bf16", "no"),
+    ],
+)
+def test_mixed_precision(tmp_path, monkeypatch, capsys, trainer, launcher, precision):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
+    seen = set()
+    denoise = GaussianDiffusion._denoise
+
+    def watch(diffusion, batch):
+        hook = lambda module, inputs, output: seen.add(output.dtype)  # noqa: E731
+        handle = diffusion.unet.conv_in.register_forward_hook(hook)
+        try:
+            return denoise(diffusion, batch)
+        finally:
+            handle.remove()
+
+    monkeypatch.setattr(GaussianDiffusion, "_denoise", watch)
+    config = write_config(tmp_path, preview_count=1, **trainer)
     command.main(["--config", str(config)])
+    assert f"{precision} mixed precision" in capsys.readouterr().out
+    assert seen == {{"no": torch.float32, "bf16": torch.bfloat16}[precision]}
     held = checkpoint.read(tmp_path / "run" / "checkpoints" / "model-6.pt")
-    assert held["model"]["conv_in.weight"].dtype.is_floating_point
-    assert all(values.dtype.itemsize == 4 for values in held["model"].values())
+    assert all(values.dtype == torch.float32 for values in held["model"].values())
     assert all(line["loss"] > 0 for line in metrics(tmp_path))
