@@ -24,9 +24,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with the given arguments, or with the process's own."""
     parser = _parser()
     args = parser.parse_args(argv)
-    seeds = args.seeds or list(range(args.seed, args.seed + args.n_samples))
-    if seeds[-1] >= SEED_LIMIT:
-        parser.error(f"the last seed is {seeds[-1]}; seeds must be less than {SEED_LIMIT}")
+    if args.seed + args.n_samples > SEED_LIMIT:
+        parser.error(f"the last seed is {args.seed + args.n_samples - 1}; seeds must be less than {SEED_LIMIT}")
+    seeds = args.seeds or range(args.seed, args.seed + args.n_samples)
     if args.sampler == "ddpm" and (args.steps is not None or args.eta != 0):
         parser.error("--steps and --eta go with --sampler ddim; ddpm takes all steps")
     accelerator = Accelerator()
@@ -79,16 +79,20 @@ def _parser() -> command_line.Parser:
     return parser
 
 
-def _seed_list(text: str) -> list[int]:
+def _seed_list(text: str) -> Sequence[int]:
     seeds: set[int] = set()
-    for part in text.split(","):
+    parts = text.split(",")
+    for part in parts:
         first, dash, last = part.partition("-")
         last = last if dash else first
         if not first.isdecimal() or not last.isdecimal() or int(last) < int(first):
             raise argparse.ArgumentTypeError(f"{part!r} in {text!r} must be a seed, or a range A-B with A <= B")
         if int(last) >= SEED_LIMIT:
             raise argparse.ArgumentTypeError(f"{part!r} in {text!r} must be less than {SEED_LIMIT}")
-        seeds.update(range(int(first), int(last) + 1))
+        span = range(int(first), int(last) + 1)
+        if len(parts) == 1:
+            return span
+        seeds.update(span)
     return sorted(seeds)
 
 
@@ -114,11 +118,11 @@ def _name(seed: int) -> str:
     return f"{seed:06d}.png"
 
 
-def _draw(diffusion: GaussianDiffusion, seeds: list[int], args: argparse.Namespace, show: bool) -> None:
+def _draw(diffusion: GaussianDiffusion, seeds: Sequence[int], args: argparse.Namespace, show: bool) -> None:
     """Draw this process's images, a batch at a time, and write each as a PNG file."""
-    batches = [seeds[start : start + args.batch_size] for start in range(0, len(seeds), args.batch_size)]
     with tqdm(total=len(seeds), desc="images", unit="image", disable=not show, dynamic_ncols=True) as bar:
-        for batch in batches:
+        for start in range(0, len(seeds), args.batch_size):
+            batch = seeds[start : start + args.batch_size]
             with torch.inference_mode():
                 images = samplers.draw(
                     diffusion,

@@ -81,6 +81,8 @@ class Trainer:
         """
         config = self.config
         self.tracker.start()
+        if self.step > 0 and not self.folder.preview(self.step).exists():
+            self.preview()  # the run was ended between this checkpoint and its preview
         batches = self._micro_batches()
         skipped_in_a_row = 0
         window = Window()
