@@ -1,8 +1,8 @@
 """Checkpoints: written whole or not at all, read without running code from the file.
 
 A checkpoint is a dict of `format`, `config` (JSON data), `step`, `model` and `ema` (state dicts of the UNet),
-`optimizer` and `scaler`. Those of the published implementation hold no config and other names; `published.py`
-translates them.
+`optimizer`, `scaler`, `skipped_steps` and `bad_images`. Those of the published implementation hold no config and use
+other names; `published.py` translates them.
 """
 
 import os
@@ -28,7 +28,7 @@ def save(path: PathLike, contents: dict[str, Any]) -> None:
 
     Args:
         path: the file; its folder exists.
-        contents: `config`, `step`, `model`, `ema`, `optimizer` and `scaler`.
+        contents: as above, without `format`.
 
     Raises:
         OSError: the file cannot be written.
@@ -77,7 +77,15 @@ def read(path: PathLike) -> dict[str, Any]:
         raise InputError(f"{path}: is not a checkpoint; it must hold the weights `model` and `ema`.")
     weights = {key: _without_wrappers(contents[key], path) for key in ("model", "ema")}
     if contents.get("format") == FORMAT:
-        return {**contents, **weights, "config": _config(contents, path), "published": False}
+        return {
+            "step": None,
+            "optimizer": None,
+            "scaler": None,
+            **contents,
+            **weights,
+            "config": _config(contents, path),
+            "published": False,
+        }
     if not published.is_published(weights["model"]):
         raise InputError(f"{path}: is a checkpoint of neither this nor the published implementation.")
     return {

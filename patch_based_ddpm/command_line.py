@@ -1,8 +1,13 @@
-"""What the commands share: flags in both spellings, and errors as one sentence."""
+"""What the commands share: flags in both spellings, errors as one sentence, and how they meet their other processes."""
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from patch_based_ddpm.errors import InputError
 
@@ -42,6 +47,14 @@ def _whole_number(text: str, least: int) -> int:
     if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least {least}")
     return int(text)
+
+
+def start_accelerator(**options: Any) -> Accelerator:
+    """This process among the others, patient with those that have more to draw or a file to write."""
+    patient = InitProcessGroupKwargs(timeout=timedelta(days=1))
+    return Accelerator(
+        kwargs_handlers=[patient, DistributedDataParallelKwargs(gradient_as_bucket_view=True)], **options
+    )
 
 
 def run(main: Callable[[], None]) -> None:

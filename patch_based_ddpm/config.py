@@ -17,6 +17,7 @@ from patch_based_ddpm import strict_json
 from patch_based_ddpm.errors import InputError
 
 MAX_IMAGE_SIZE = 2**16
+SAMPLERS = ("ddpm", "ddim")
 MAX_LEVELS = 16
 
 
@@ -44,8 +45,12 @@ class TrainerConfig:
     step_start_ema: int = _field(2000, "before this step the averaged weights are a copy of the model", least=0)
     update_ema_every: int = _field(10, "steps between two updates of the averaged weights", least=1)
     save_and_sample_every: int = _field(1000, "steps between two checkpoints with their preview", least=1)
-    num_workers: int | None = _field(None, "processes that load images; null: all cores", least=0)
-    seed: int = _field(1234, "seed of weights, data order, noise and previews", least=0, below=2**63)
+    num_workers: int | None = _field(
+        None, "processes that load images, per training process; null: its share of the cores", least=0
+    )
+    seed: int = _field(
+        1234, "seed of weights, data order, flips, noise, and of the built-in faces", least=0, below=2**63
+    )
     wandb_enabled: bool = _field(False, "report to wandb")
     wandb_project: str | None = _field(None, "wandb project; null: `patch_based_ddpm`")
     wandb_name: str | None = _field(None, "wandb run name; null: the name of `log_dir`")
@@ -64,7 +69,7 @@ class TrainerConfig:
     max_skipped_steps: int = _field(20, "stop after so many steps in a row with a non-finite loss or gradient", least=1)
     log_every: int = _field(10, "steps between two lines of metrics", least=1)
     preview_count: int = _field(36, "images in a preview; 0: no previews", least=0)
-    preview_sampler: str = _field("ddpm", "`ddpm` or `ddim`", choices=("ddpm", "ddim"))
+    preview_sampler: str = _field("ddpm", "`ddpm` or `ddim`", choices=SAMPLERS)
     preview_steps: int | None = _field(None, "sampling steps of a preview; null: all; `ddpm` takes all", least=1)
 
 

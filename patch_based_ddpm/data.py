@@ -201,5 +201,5 @@ def _worker_context() -> BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # torch is imported once, not by every worker
+    context.set_forkserver_preload(["__main__", __name__])  # torch is imported once, not by every worker
     return context

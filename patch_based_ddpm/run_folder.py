@@ -69,7 +69,7 @@ class RunFolder:
         return sorted(int(name[1]) for name in names if name)
 
     def find(self, resume: str) -> Path | None:
-        """The checkpoint that `--resume` asks for.
+        """The checkpoint that `--resume` asks for; "latest" is the one saved last, not the one of the most steps.
 
         Args:
             resume: "latest", or a file.
@@ -79,10 +79,10 @@ class RunFolder:
         """
         if resume != "latest":
             return Path(resume)
+        if self.last_checkpoint.exists():
+            return self.last_checkpoint
         steps = self.steps()
-        if steps:
-            return self.checkpoint(steps[-1])
-        return self.last_checkpoint if self.last_checkpoint.exists() else None
+        return self.checkpoint(steps[-1]) if steps else None
 
     def point_last_at(self, checkpoint: Path) -> None:
         """Let model-last.pt be this checkpoint: a hard link, or a copy where the file system has no links."""

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from tqdm.auto import tqdm
 
 from patch_based_ddpm import command_line, pictures, samplers
 from patch_based_ddpm.checkpoint import load_diffusion
+from patch_based_ddpm.config import SAMPLERS
 from patch_based_ddpm.diffusion import GaussianDiffusion
 from patch_based_ddpm.errors import InputError
 
@@ -24,12 +24,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with the given arguments, or with the process's own."""
     parser = _parser()
     args = parser.parse_args(argv)
-    if args.seed + args.n_samples > SEED_LIMIT:
-        parser.error(f"the last seed is {args.seed + args.n_samples - 1}; seeds must be less than {SEED_LIMIT}")
-    seeds = args.seeds or range(args.seed, args.seed + args.n_samples)
+    if args.seeds is not None and args.seed is not None:
+        parser.error("--seed is the first of --n-samples seeds; it does not go with --seeds")
+    first = args.seed or 0
+    seeds = range(first, first + args.n_samples) if args.seeds is None else args.seeds
+    if seeds[-1] >= SEED_LIMIT:
+        parser.error(f"the last seed is {seeds[-1]}; seeds must be less than {SEED_LIMIT}")
     if args.sampler == "ddpm" and (args.steps is not None or args.eta != 0):
         parser.error("--steps and --eta go with --sampler ddim; ddpm takes all steps")
-    accelerator = Accelerator()
+    accelerator = command_line.start_accelerator()
     diffusion = load_diffusion(
         args.ckpt, config=args.config, weights=args.weights, device=accelerator.device, dtype=DTYPES[args.dtype]
     )
@@ -59,7 +62,7 @@ def _parser() -> command_line.Parser:
         "--seeds", type=_seed_list, metavar="A-B", help="one image per seed, for example 0-63 or 3,7,10-19"
     )
     parser.add_argument(
-        "--seed", type=command_line.non_negative_int, default=0, metavar="S", help="first of the n seeds (default: 0)"
+        "--seed", type=command_line.non_negative_int, metavar="S", help="first of the n seeds (default: 0)"
     )
     parser.add_argument(
         "--batch-size", type=command_line.positive_int, default=8, metavar="B", help="images at a time (default: 8)"
@@ -70,7 +73,7 @@ def _parser() -> command_line.Parser:
         metavar="K",
         help="patches per forward pass, counted over the batch; less is less memory (default: all)",
     )
-    parser.add_argument("--sampler", choices=samplers.SAMPLERS, default="ddpm", help="default: ddpm, all steps")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="ddpm", help="default: ddpm, all steps")
     parser.add_argument("--steps", type=command_line.positive_int, metavar="K", help="steps of ddim (default: all)")
     parser.add_argument("--eta", type=_fraction, default=0.0, help="0: deterministic ddim, 1: as noisy as ddpm")
     parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged or last (default: ema)")

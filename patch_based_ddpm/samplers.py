@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from patch_based_ddpm.config import SAMPLERS
 from patch_based_ddpm.diffusion import GaussianDiffusion
 from patch_based_ddpm.errors import InputError
-
-SAMPLERS = ("ddpm", "ddim")
 
 Noise = Callable[[], Tensor]
 Progress = Callable[[list[int]], Iterable[int]]
@@ -113,7 +112,7 @@ def ddim(
     for step in progress(timesteps):
         x_0 = diffusion.predict_x_0(x_t, _filled(x_t, step), patch_batch_size)
         if step not in following:
-            return x_0
+            break
         alpha_bar_t, alpha_bar_s = diffusion.alpha_bar[step], diffusion.alpha_bar[following[step]]
         eps = (x_t - alpha_bar_t.sqrt() * x_0) / (1 - alpha_bar_t).sqrt()
         sigma = eta * ((1 - alpha_bar_s) / (1 - alpha_bar_t)).sqrt() * (1 - alpha_bar_t / alpha_bar_s).sqrt()
@@ -121,7 +120,7 @@ def ddim(
         x_t = alpha_bar_s.sqrt() * x_0 + (1 - alpha_bar_s - sigma**2).clamp(min=0).sqrt() * eps
         if eta > 0:
             x_t = x_t + sigma * noise()
-    return x_t
+    return x_0
 
 
 def strided_timesteps(timesteps: int, steps: int) -> list[int]:
@@ -161,8 +160,8 @@ def draw(
         diffusion: the model.
         seeds: b of them, in [0, 2^32).
         sampler: "ddpm" or "ddim".
-        steps: for "ddim"; None: all T.
-        eta: for "ddim", see there.
+        steps: for "ddim" alone; None: all T.
+        eta: for "ddim" alone, see there.
         patch_batch_size: patches per forward pass, counted over all images; None: all.
         progress: wraps the list of timesteps, to show how far it is.
 
@@ -170,7 +169,7 @@ def draw(
         (b, c, H, W) in [-1, 1].
 
     Raises:
-        InputError: there is no such sampler, or it cannot take these steps or this eta.
+        InputError: there is no such sampler, or `ddim` cannot take these steps or this eta.
     """
     if sampler not in SAMPLERS:
         raise InputError(f'the sampler is "{sampler}"; it must be one of {", ".join(SAMPLERS)}.')

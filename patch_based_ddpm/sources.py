@@ -98,6 +98,11 @@ def open_source(location: str, height: int, width: int, seed: int, index_cache_d
         InputError: an unknown built-in name; a folder that is missing, unreadable or without images; no lmdb package.
     """
     if location == BUILTIN_FACES:
+        if min(height, width) < portraits.SMALLEST_DRAWING:
+            raise InputError(
+                f"model.image_size is {height} x {width}; {BUILTIN_FACES} needs at least "
+                f"{portraits.SMALLEST_DRAWING} pixels a side."
+            )
         return FacesSource(height, width, seed)
     if location.startswith("builtin:"):
         raise InputError(f'the data set is "{location}"; the only built-in one is "{BUILTIN_FACES}".')
@@ -120,6 +125,10 @@ def list_folder(directory: Path) -> FolderSource:
     def refuse(error: OSError) -> None:
         raise InputError(f"the folder {error.filename!r} cannot be listed: {error.strerror}.") from error
 
+    if not directory.is_dir():
+        raise InputError(
+            f"there is no folder {str(directory)!r}; it should hold images, files that end in {', '.join(SUFFIXES)}."
+        )
     paths: list[str] = []
     seen: set[str] = set()
     for folder, subfolders, files in os.walk(directory, onerror=refuse, followlinks=True):

@@ -41,10 +41,11 @@ class Tracker:
         except ImportError:
             self.accelerator.print("wandb is enabled but not installed; the metrics go to metrics.jsonl alone.")
             return
-        mode = None if "WANDB_MODE" in os.environ or _logged_in(wandb) else "offline"
-        if mode == "offline":
+        modes = [None, "offline"]  # as the user set it up, then without the network
+        if "WANDB_MODE" not in os.environ and not _logged_in(wandb):
             self.accelerator.print(f"wandb: no login found, recording offline below {self.folder.root / 'wandb'}.")
-        for attempt in (mode, "offline"):
+            modes = ["offline"]
+        for attempt in modes:
             try:
                 self._start_wandb(attempt)
                 return
@@ -90,26 +91,38 @@ class Tracker:
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         losses = [[value if math.isfinite(value) else None for value in row] for row in heat_map.tolist()]
         self.folder.append_metrics({"step": step, **finite, "patch_loss": losses})
-        if self.wandb is not None:
-            import wandb
-
-            self.wandb.log({"step": step, **scalars, "patch_loss": wandb.Image(_heat(heat_map))})
+        self._show(step, scalars, patch_loss=_heat(heat_map))
 
     def log_preview(self, step: int, grid: np.ndarray) -> None:
         """Show a grid of sampled images, (H, W, c) uint8."""
-        if self.wandb is not None:
-            import wandb
+        self._show(step, {}, preview=grid)
 
-            self.wandb.log({"step": step, "preview": wandb.Image(grid)})
+    def _show(self, step: int, scalars: dict[str, float], **pictures: np.ndarray) -> None:
+        if self.wandb is None:
+            return
+        import wandb
+
+        try:
+            self.wandb.log({"step": step, **scalars, **{name: wandb.Image(array) for name, array in pictures.items()}})
+        except Exception as error:
+            self.accelerator.print(f"wandb failed and is left out from here on ({type(error).__name__}: {error}).")
+            self.wandb = None
 
     def finish(self) -> None:
         """Let wandb upload what it holds."""
-        if self.wandb is not None:
+        if self.wandb is None:
+            return
+        try:
             self.wandb.finish()
+        except Exception as error:
+            self.accelerator.print(f"wandb could not finish ({type(error).__name__}: {error}).")
 
 
 def _logged_in(wandb: Any) -> bool:
-    return bool(wandb.api.api_key)
+    try:
+        return wandb.login(prompt=False, verify=False)
+    except Exception:  # settings that wandb cannot read
+        return False
 
 
 def _heat(values: np.ndarray) -> np.ndarray:

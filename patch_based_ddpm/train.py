@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import gather_object
 
 from patch_based_ddpm import command_line
 from patch_based_ddpm.config import Config
@@ -36,11 +36,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     trainer = Trainer(config, accelerator, source, folder)
     if found is not None:
         trainer.resume(found)
+    if len(set(gather_object([trainer.step]))) > 1:
+        raise InputError(
+            f"the processes found different checkpoints; {folder.root} must be one folder for all of them."
+        )
     accelerator.print(_plan(config, trainer, source, folder))
     if args.dry_run:
         return
     if accelerator.is_main_process:
         config.save(folder.config)
+        if found is None:
+            folder.wandb_id.unlink(missing_ok=True)  # of a run that never saved
         folder.forget_metrics_after(trainer.step)
     accelerator.wait_for_everyone()
     trainer.train()
@@ -65,11 +71,8 @@ def _parser() -> command_line.Parser:
 def _accelerator(config: Config) -> Accelerator:
     trainer = config.trainer
     precision = "fp16" if trainer.use_amp else trainer.mixed_precision  # None: what accelerate was launched with
-    accelerator = Accelerator(
-        mixed_precision=precision,
-        log_with="wandb" if trainer.wandb_enabled else None,
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-    )
+    log_with = "wandb" if trainer.wandb_enabled else None
+    accelerator = command_line.start_accelerator(mixed_precision=precision, log_with=log_with)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         # accelerate would run in float32 and say nothing.
         raise InputError("mixed precision fp16 does not work on a CPU; it must be bf16 or no there.")
@@ -79,7 +82,7 @@ def _accelerator(config: Config) -> Accelerator:
 def _plan(config: Config, trainer: Trainer, source: Source, folder: RunFolder) -> str:
     """What is going to happen, in a few lines."""
     steps = config.trainer.train_num_steps
-    images = (steps - trainer.step) * trainer.images_per_step
+    images = max(0, steps - trainer.step) * trainer.images_per_step
     size = "endless" if source.size is None else f"{source.size:,} images"
     divider = config.model.patch_divider
     device = trainer.accelerator.device

@@ -3,6 +3,7 @@
 Everything random is a function of (seed, step, process), so a resumed run continues the uninterrupted one.
 """
 
+import dataclasses
 import math
 import os
 import time
@@ -55,7 +56,8 @@ class Trainer:
             unet = UNet.from_config(config.model).to(accelerator.device)
         self.ema = EMA(unet, beta=self.config.ema_decay, include_online_model=False)
         self.ema.ema_model.eval().requires_grad_(False)
-        unet, optimizer = accelerator.prepare(unet, torch.optim.Adam(unet.parameters(), lr=self.config.train_lr))
+        adam = torch.optim.Adam(unet.parameters(), lr=self.config.train_lr, fused=True)
+        unet, optimizer = accelerator.prepare(unet, adam)
         diffusion = GaussianDiffusion(unet, config).to(accelerator.device)
         self.averaged = GaussianDiffusion(self.ema.ema_model, config).to(accelerator.device)
         self.training_step = TrainingStep(self.config, accelerator, diffusion, optimizer)
@@ -98,10 +100,11 @@ class Trainer:
                     skipped_in_a_row += 1
                     self.skipped_steps += 1
                     self._check_skips(skipped_in_a_row, result)
-                if self.step % config.log_every == 0:
+                last = self.step == config.train_num_steps
+                if self.step % config.log_every == 0 or last:
                     bar.set_postfix(self._log(window))
                     window = Window()
-                if self.step % config.save_and_sample_every == 0 or self.step == config.train_num_steps:
+                if self.step % config.save_and_sample_every == 0 or last:
                     self.save()
                     self.preview()
                     window = Window()  # so that a run resumed here logs what this one does
@@ -131,7 +134,7 @@ class Trainer:
             images,
             stream,
             batch_size=config.train_batch_size,
-            num_workers=os.cpu_count() if config.num_workers is None else config.num_workers,
+            num_workers=_fair_share_of_cores() if config.num_workers is None else config.num_workers,
             device=self.accelerator.device,
         )
         for batch, passed_over in loader:
@@ -172,19 +175,19 @@ class Trainer:
             "peak_memory_mib": peak_memory(self.accelerator.device) / MIB,
             "ema_decay": self.config.ema_decay if self.step >= self.config.step_start_ema else 0.0,
             "skipped_steps": self.skipped_steps,
-            "bad_images": self._count_bad_images(),
+            "bad_images": len(self._all_bad_images()),
         }
         heat_map = rearrange(patch_loss, "(i j) -> i j", i=self.whole_config.model.patch_divider).cpu().numpy()
         self.tracker.log(self.step, scalars, heat_map)
         return {"loss": f"{loss:.4f}", "images/s": f"{scalars['images_per_second']:.1f}"}
 
-    def _count_bad_images(self) -> int:
-        if self.config.on_bad_image == "stop":
-            return 0
-        return len(set(gather_object(list(self.bad_images))))
+    def _all_bad_images(self) -> list[int]:
+        """The unreadable images that any process met."""
+        return [] if self.config.on_bad_image == "stop" else sorted(set(gather_object(list(self.bad_images))))
 
     def save(self) -> None:
         """Write the checkpoint of this step, and let model-last.pt be it."""
+        bad_images = self._all_bad_images()
         if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
@@ -197,6 +200,7 @@ class Trainer:
             "optimizer": self.training_step.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "skipped_steps": self.skipped_steps,
+            "bad_images": bad_images,
         }
         checkpoint.save(path, contents)
         self.folder.point_last_at(path)
@@ -205,12 +209,16 @@ class Trainer:
         """Continue from a checkpoint, ours or a published one.
 
         Raises:
-            InputError: it cannot be read, or does not fit the config.
+            InputError: it cannot be read, does not fit the config, or holds weights alone.
         """
         contents = checkpoint.read(path)
+        if not contents["published"]:
+            self._check_same_model(contents["config"], path)
+        optimizer = contents["optimizer"]
+        if type(contents["step"]) is not int or not isinstance(optimizer, dict) or "param_groups" not in optimizer:
+            raise InputError(f"{path}: holds no step and optimizer state; it can be sampled from, but not continued.")
         checkpoint.load_weights(self.unet, contents["model"], f"{path} (model)")
         checkpoint.load_weights(self.ema.ema_model, contents["ema"], f"{path} (ema)")
-        optimizer = contents["optimizer"]
         if contents["published"]:
             names = [name for name, _ in self.unet.named_parameters()]
             optimizer = published.translate_optimizer(optimizer, contents["published_model"], names)
@@ -219,6 +227,18 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(contents["scaler"])
         self.step = contents["step"]
         self.skipped_steps = contents.get("skipped_steps", 0)
+        self.bad_images = set(contents.get("bad_images", ()))
+
+    def _check_same_model(self, saved: Config, path: checkpoint.PathLike) -> None:
+        """Weights may fit and still mean something else, for example another objective."""
+        for section in ("model", "diffusion"):
+            ours, theirs = getattr(self.whole_config, section), getattr(saved, section)
+            for field in dataclasses.fields(ours):
+                wanted, found = getattr(ours, field.name), getattr(theirs, field.name)
+                if wanted != found:
+                    raise InputError(
+                        f"{path}: was trained with {section}.{field.name} {found}, but the configuration says {wanted}."
+                    )
 
     def preview(self) -> None:
         """Draw images with the averaged weights and save them as a grid."""
@@ -239,6 +259,12 @@ class Trainer:
         return tqdm(
             steps, desc=what, initial=done, total=done + len(steps), disable=hidden, leave=leave, dynamic_ncols=True
         )
+
+
+def _fair_share_of_cores() -> int:
+    """The cores this process may use, divided among the processes that the launcher started on this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class Window:

@@ -40,7 +40,7 @@ class Condition(nn.Module):
 
 
 class Level(nn.Module):
-    """Two residual blocks and a linear attention, then a change of resolution."""
+    """Two residual blocks and a linear attention; `resample` is how the UNet goes on from it."""
 
     def __init__(self, in_channels: int, out_channels: int, resample: nn.Module, **block: int) -> None:
         super().__init__()

@@ -126,7 +126,7 @@ def test_readme_machine_file_is_one_that_accelerate_reads(tmp_path):
     path = tmp_path / "machines.yaml"
     path.write_text(block)
     loaded = load_config_from_file(str(path))
-    assert (loaded.num_machines, loaded.num_processes, loaded.mixed_precision) == (2, 8, "bf16")
+    assert (loaded.num_machines, loaded.num_processes, loaded.mixed_precision) == (2, 8, "no")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,16 @@ def test_steps_are_numbers_and_not_names(folder):
     for name in ("model-900.pt", "model-1000.pt", "model-last.pt", "model-2000.pt.unfinished", "model-x.pt"):
         (folder.checkpoints / name).touch()
     assert folder.steps() == [900, 1000]
+    folder.last_checkpoint.unlink()
     assert folder.find("latest") == folder.checkpoint(1000)
+
+
+def test_latest_is_the_one_saved_last(folder):
+    """A run that was taken back to step 3 and saved step 50 goes on from there, not from the abandoned step 100."""
+    for step in (100, 50):
+        folder.checkpoint(step).write_text(str(step))
+        folder.point_last_at(folder.checkpoint(step))
+    assert folder.find("latest").read_text() == "50"
 
 
 def test_find_without_checkpoints(folder):

@@ -92,6 +92,7 @@ def test_grid(ckpt, tmp_path):
         (["--sampler", "ddim", "--eta", "2"], "'2' must be a number in [0, 1]"),
         (["--sampler", "euler"], "invalid choice: 'euler'"),
         (["--n-samples", "2", "--seeds", "3"], "not allowed with argument"),
+        (["--seed", "2", "--seeds", "3"], "does not go with --seeds"),
     ],
 )
 def test_bad_flags_end_with_2_and_one_sentence(tmp_path, capsys, flags, words):

@@ -73,12 +73,14 @@ class TestFolder:
         assert source.read(0).getpixel((0, 0)) == BLUE
 
     def test_missing_folder(self, tmp_path):
-        with pytest.raises(InputError, match=r"the folder '.*nowhere' cannot be listed: No such file or directory\.$"):
+        with pytest.raises(
+            InputError, match=r"there is no folder '.*nowhere'; it should hold images, files that end in \.jpg, "
+        ):
             list_folder(tmp_path / "nowhere")
 
     def test_file_in_place_of_a_folder(self, tmp_path):
         save(tmp_path / "1.png")
-        with pytest.raises(InputError, match=r"1\.png' cannot be listed: Not a directory\.$"):
+        with pytest.raises(InputError, match=r"there is no folder '.*1\.png'; "):
             list_folder(tmp_path / "1.png")
 
     def test_folder_without_images_names_the_extensions(self, tmp_path):
@@ -165,6 +167,12 @@ class TestFaces:
 
 
 class TestOpenSource:
+    def test_builtin_faces_need_some_pixels(self):
+        with pytest.raises(
+            InputError, match=r"^model\.image_size is 4 x 16; builtin:faces needs at least 8 pixels a side\.$"
+        ):
+            open_source("builtin:faces", 4, 16, 7, None)
+
     def test_builtin(self):
         assert open_source("builtin:faces", 16, 24, 7, None) == FacesSource(height=16, width=24, seed=7)
 
@@ -183,5 +191,5 @@ class TestOpenSource:
         assert [path.name for path in (tmp_path / "log").iterdir()] == ["lmdb_keys-bedroom_val_lmdb.npz"]
 
     def test_missing_folder(self, tmp_path):
-        with pytest.raises(InputError, match=r"nowhere' cannot be listed"):
+        with pytest.raises(InputError, match=r"there is no folder '.*nowhere'"):
             open_source(str(tmp_path / "nowhere"), 16, 16, 7, None)

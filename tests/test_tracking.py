@@ -87,6 +87,32 @@ def test_a_wandb_that_cannot_start_does_not_stop_the_run(tmp_path, monkeypatch, 
     assert "goes on without wandb" in capsys.readouterr().out
 
 
+def test_a_wandb_that_breaks_in_the_middle_does_not_stop_the_run(tmp_path, capsys):
+    class Broken:
+        def log(self, values):
+            raise OSError("disk full")
+
+    tracker = make_tracker(tmp_path)
+    tracker.wandb = Broken()
+    for step in (1, 2):
+        tracker.log(step, SCALARS, HEAT_MAP)
+    tracker.finish()
+    assert len(metrics(tmp_path)) == 2
+    assert capsys.readouterr().out.count("disk full") == 1
+
+
+def test_a_login_that_wandb_cannot_look_up_means_offline(tmp_path, monkeypatch, capsys):
+    import wandb
+
+    modes = []
+    monkeypatch.setattr(wandb, "init", lambda **options: modes.append(options["mode"]) or 1 / 0)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr(wandb, "login", lambda **options: 1 / 0)
+    make_tracker(tmp_path, wandb_enabled=True).start()
+    assert modes == ["offline"]
+    assert "no login found" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_an_offline_run_holds_what_was_logged_and_continues_when_resumed(tmp_path):
     config = write_config(tmp_path, wandb_enabled=True, wandb_project="faces", log_every=2)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from commands import metrics, write_config
 from PIL import Image
 
 from patch_based_ddpm import Config, checkpoint
+from patch_based_ddpm.config import DiffusionConfig
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.run_folder import RunFolder
 from patch_based_ddpm.sources import open_source
@@ -171,6 +174,9 @@ def test_bad_images_are_counted_once_each(tmp_path, capsys):
     trainer = make_trainer(tmp_path, train_dataset_dir=str(images), on_bad_image="skip")
     trainer.train()
     assert metrics(tmp_path)[-1]["bad_images"] == 1
+    again = make_trainer(tmp_path, train_dataset_dir=str(images), on_bad_image="skip")
+    again.resume(again.folder.checkpoint(3))
+    assert again.bad_images == trainer.bad_images
     assert capsys.readouterr().out.count("broken.png") == 1
 
 
@@ -180,12 +186,13 @@ def test_a_published_checkpoint_can_be_continued(tmp_path, monkeypatch):
     ours = contents(trainer, 6)
     names = list(ours["model"])
     optimizer = ours.pop("optimizer")
-    published_read = {**ours, "published": True, "published_model": {}, "optimizer": "theirs", "step": 5}
+    theirs = {"state": {}, "param_groups": []}
+    published_read = {**ours, "published": True, "published_model": {}, "optimizer": theirs, "step": 5}
     monkeypatch.setattr(checkpoint, "read", lambda path: published_read)
     seen = []
 
-    def translate(theirs, model, order):
-        seen.append((theirs, order))
+    def translate(given, model, order):
+        seen.append((given, order))
         return optimizer
 
     monkeypatch.setattr("patch_based_ddpm.published.translate_optimizer", translate)
@@ -193,7 +200,7 @@ def test_a_published_checkpoint_can_be_continued(tmp_path, monkeypatch):
     resumed = make_trainer(tmp_path / "b")
     resumed.resume("published.pt")
     assert resumed.step == 5
-    assert seen == [("theirs", names)]
+    assert seen == [(theirs, names)]
     assert_same(resumed.training_step.optimizer.state_dict()["state"], optimizer["state"])
 
 
@@ -205,8 +212,30 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     config = Config.load(other)
     source = open_source("builtin:faces", 16, 16, 0, None)
     trainer = Trainer(config, Accelerator(cpu=True), source, RunFolder(tmp_path / "b"))
-    with pytest.raises(InputError, match="do not fit the configuration's model"):
+    with pytest.raises(InputError, match=r"was trained with model\.dim 8, but the configuration says 16"):
         trainer.resume(tmp_path / "run" / "checkpoints" / "model-0.pt")
+
+
+def test_a_checkpoint_of_another_objective_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.save()
+    other = dataclasses.replace(trainer.whole_config, diffusion=DiffusionConfig(objective="pred_v"))
+    trainer.whole_config = other
+    with pytest.raises(
+        InputError, match=r"was trained with diffusion\.objective pred_noise, but the configuration says"
+    ):
+        trainer.resume(trainer.folder.checkpoint(0))
+
+
+def test_weights_alone_cannot_be_continued(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.save()
+    held = contents(trainer, 0)
+    for missing in ("optimizer", "step"):
+        path = tmp_path / "weights.pt"
+        checkpoint.save(path, {**held, "config": held["config"].to_dict(), missing: None})
+        with pytest.raises(InputError, match="it can be sampled from, but not continued"):
+            trainer.resume(path)
 
 
 def test_the_checkpoint_carries_the_resolved_config(tmp_path):
