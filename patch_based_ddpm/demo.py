@@ -12,7 +12,7 @@ def main() -> None:
     """Train, or go on where an earlier demo stopped, then sample."""
     train.main(["--config", str(CONFIG), "--resume", "latest"])
     checkpoint = FOLDER / "checkpoints" / "model-last.pt"
-    fast = ["--sampler", "ddim", "--steps", "50", "--batch-size", "36"]
+    fast = ["--sampler", "ddim", "--steps", "100", "--eta", "1", "--batch-size", "36"]
     sample.main(["--ckpt", str(checkpoint), "--out-dir", str(FOLDER / "faces"), "--n-samples", "36", "--grid", *fast])
 
 
