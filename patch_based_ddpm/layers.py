@@ -1,6 +1,9 @@
 """The network's building blocks: residual block, the two attentions, channel norm, embeddings of time.
 
-Shapes: `n` patches in the pass, `c` channels, `h w` the feature map's height and width at that level.
+Feature maps lie in memory pixel by pixel, all channels of a pixel together (PyTorch's `channels_last`), which
+convolutions like best, and which lets the attentions take them for rows of pixels without a copy.
+
+Shapes: `n` patches in the pass, `c` channels, `h w` the feature map's height and width at that level, `p` its pixels.
 """
 
 import math
@@ -46,11 +49,9 @@ class ChannelLayerNorm(nn.Module):
         self.gain = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x` (n, c, h, w)."""
-        pixels = rearrange(x, "n c h w -> n h w c")
-        pixels = F.layer_norm(pixels, self.gain.shape, self.gain, self.bias, eps=1e-5)
-        return rearrange(pixels, "n h w c -> n c h w")
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalise `pixels` (..., c)."""
+        return F.layer_norm(pixels, self.gain.shape, self.gain, self.bias, eps=1e-5)
 
 
 class ResBlock(nn.Module):
@@ -73,13 +74,14 @@ class ResBlock(nn.Module):
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Map `x` (n, in_channels, h, w) under `condition` (n, condition_dim) to (n, out_channels, h, w)."""
+        """Map `x` (n, in_channels, h, w) to (n, out_channels, h, w) under `condition` (n, condition_dim), activated."""
         h = self.norm_1(self.conv_1(x))
         if self.modulation is not None:
-            scale, shift = self.modulation(F.silu(condition))[:, :, None, None].chunk(2, dim=1)
-            h = h * (scale + 1) + shift
-        h = F.silu(self.norm_2(self.conv_2(F.silu(h))))
-        return h + self.skip(x)
+            scale, shift = self.modulation(condition)[:, :, None, None].chunk(2, dim=1)
+            h = torch.addcmul(shift, h, scale + 1, out=_reused(h))
+        h = F.silu(h, inplace=_reusing())
+        h = F.silu(self.norm_2(self.conv_2(h)), inplace=_reusing())
+        return torch.add(h, self.skip(x), out=_reused(h))
 
 
 class LinearAttention(nn.Module):
@@ -98,13 +100,28 @@ class LinearAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x + attention(norm(x)) for `x` (n, c, h, w)."""
-        q, k, v = rearrange(self.to_qkv(self.norm(x)), "n (qkv a c) h w -> qkv n a c (h w)", qkv=3, a=HEADS)
-        q = q.softmax(dim=-2) * HEAD_CHANNELS**-0.5  # over the channels of a head
-        k = k.softmax(dim=-1)  # over the pixels
-        context = k @ v.transpose(-1, -2)  # (n, a, c, c)
-        out = context.transpose(-1, -2) @ q  # (n, a, c, h*w)
-        out = rearrange(out, "n a c (h w) -> n (a c) h w", h=x.shape[-2])
-        return x + self.norm_out(self.to_out(out))
+        pixels = rearrange(x, "n c h w -> n (h w) c")
+        out = self.norm_out(self._attend(self.norm(pixels)))
+        out = torch.add(out, pixels, out=_reused(out))
+        return rearrange(out, "n (h w) c -> n c h w", h=x.shape[-2])
+
+    def _attend(self, pixels: Tensor) -> Tensor:
+        """Attention within each row of `pixels` (n, p, c), output projection included.
+
+        The published order of the products is ((k^T v)^T q) W: here it is q ((k^T v) W), which never makes the (n, p, 128)
+        of the heads' answers, and asks for q only when k and v are gone.
+        """
+        to_q, to_k, to_v = self.to_qkv.weight.flatten(1).chunk(3)  # (128, c) each
+        to_out = self.to_out.weight.flatten(1).t()  # (128, c)
+        k = F.linear(pixels, to_k).softmax(dim=1)  # (n, p, 128), over the pixels
+        v = F.linear(pixels, to_v)  # (n, p, 128)
+        answers = [
+            k[..., head].mT @ v[..., head] @ to_out[head] * HEAD_CHANNELS**-0.5  # (n, 32, c)
+            for head in (slice(i, i + HEAD_CHANNELS) for i in range(0, HEADS * HEAD_CHANNELS, HEAD_CHANNELS))
+        ]
+        del k, v
+        q = F.linear(pixels, to_q).unflatten(-1, (HEADS, HEAD_CHANNELS)).softmax(dim=-1).flatten(-2)  # (n, p, 128)
+        return torch.baddbmm(self.to_out.bias, q, torch.cat(answers, dim=1))  # (n, p, c)
 
 
 class Attention(nn.Module):
@@ -122,6 +139,19 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x + attention(norm(x)) for `x` (n, c, h, w)."""
-        q, k, v = rearrange(self.to_qkv(self.norm(x)), "n (qkv a c) h w -> qkv n a (h w) c", qkv=3, a=HEADS)
-        out = F.scaled_dot_product_attention(q, k, v)  # (n, a, h*w, c)
-        return x + self.to_out(rearrange(out, "n a (h w) c -> n (a c) h w", h=x.shape[-2]))
+        pixels = rearrange(x, "n c h w -> n (h w) c")
+        qkv = F.linear(self.norm(pixels), self.to_qkv.weight.flatten(1))
+        q, k, v = rearrange(qkv, "n p (qkv a c) -> qkv n a p c", qkv=3, a=HEADS)
+        out = rearrange(F.scaled_dot_product_attention(q, k, v), "n a p c -> n p (a c)")
+        out = pixels + F.linear(out, self.to_out.weight.flatten(1), self.to_out.bias)
+        return rearrange(out, "n (h w) c -> n c h w", h=x.shape[-2])
+
+
+def _reusing() -> bool:
+    """Whether a layer may write over what it has read: nothing is kept for a backward pass."""
+    return not torch.is_grad_enabled()
+
+
+def _reused(x: Tensor) -> Tensor | None:
+    """`x` as the place for an operator's output, where that is allowed."""
+    return x if _reusing() else None

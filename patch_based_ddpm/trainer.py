@@ -23,7 +23,7 @@ from patch_based_ddpm import checkpoint, data, pictures, published
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.diffusion import GaussianDiffusion
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.memory import peak_memory
+from patch_based_ddpm.live_memory import peak_memory
 from patch_based_ddpm.previews import draw_preview
 from patch_based_ddpm.run_folder import RunFolder
 from patch_based_ddpm.sources import Source

@@ -31,12 +31,12 @@ class Condition(nn.Module):
         self.join = nn.Linear(dim if positions is None else 2 * dim, 4 * dim)
 
     def forward(self, t: Tensor, position: Tensor) -> Tensor:
-        """Map `t` (n,) int64 and `position` (n, N*N) to (n, 4d)."""
+        """Map `t` (n,) int64 and `position` (n, N*N) to (n, 4d), activated: every residual block begins with that."""
         dtype = self.time.weight.dtype
         features = F.gelu(self.time(self.sinusoid(t).to(dtype)))  # (n, d)
         if self.position is not None:
             features = torch.cat([features, F.gelu(self.position(position.to(dtype)))], dim=-1)  # (n, 2d)
-        return self.join(features)  # (n, 4d)
+        return F.silu(self.join(features))  # (n, 4d)
 
 
 class Level(nn.Module):
@@ -101,6 +101,9 @@ class UNet(nn.Module):
 
         self.block_out = ResBlock(dim, dim, condition_dim=None, groups=groups)
         self.conv_out = nn.Conv2d(dim, channels, 1)
+        for parameter in self.parameters():
+            if parameter.dim() == 4:  # a kernel, laid out as the feature maps are, see layers.py
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
     @classmethod
     def from_config(cls, model: ModelConfig) -> UNet:
@@ -129,7 +132,7 @@ class UNet(nn.Module):
         """
         condition = self.condition(t, position)  # (n, 4d)
         x = torch.cat([patches, content], dim=1) if self.global_content else patches  # (n, 2c, h, w)
-        x = self.conv_in(x)  # (n, init_dim, h, w)
+        x = self.conv_in(x.contiguous(memory_format=torch.channels_last))  # (n, init_dim, h, w)
 
         skips = []
         for i, level in enumerate(self.encoder):

@@ -37,23 +37,23 @@ def test_sinusoids_by_hand():
 
 def test_channel_layer_norm_by_hand():
     norm = ChannelLayerNorm(2).double()
-    x = torch.tensor([[[[1.0, -2.0]], [[3.0, 2.0]]]], dtype=torch.float64)  # pixels (1, 3) and (-2, 2)
+    pixels = torch.tensor([[1.0, 3.0], [-2.0, 2.0]], dtype=torch.float64)
     norm.gain.data = torch.tensor([10.0, 20.0]).double()
     norm.bias.data = torch.tensor([0.5, -0.5]).double()
     near_1, near_2 = 1 / math.sqrt(1 + 1e-5), 2 / math.sqrt(4 + 1e-5)
-    wanted = [[[[0.5 - 10 * near_1, 0.5 - 10 * near_2]], [[-0.5 + 20 * near_1, -0.5 + 20 * near_2]]]]
-    torch.testing.assert_close(norm(x), torch.tensor(wanted, dtype=torch.float64), atol=1e-9, rtol=0)
+    wanted = [[0.5 - 10 * near_1, -0.5 + 20 * near_1], [0.5 - 10 * near_2, -0.5 + 20 * near_2]]
+    torch.testing.assert_close(norm(pixels), torch.tensor(wanted, dtype=torch.float64), atol=1e-9, rtol=0)
 
 
 def test_channel_layer_norm_is_its_definition():
     norm, x = randomised(ChannelLayerNorm(6)), torch.randn(2, 6, 3, 5).double()
-    torch.testing.assert_close(norm(x), layer_norm(x, norm.gain, norm.bias))
+    torch.testing.assert_close(norm(x.movedim(1, -1)).movedim(-1, 1), layer_norm(x, norm.gain, norm.bias))
 
 
 def test_channel_layer_norm_starts_neutral():
-    x = ChannelLayerNorm(8)(torch.randn(2, 8, 3, 3) * 5 + 2)
-    torch.testing.assert_close(x.mean(1), torch.zeros(2, 3, 3), atol=1e-5, rtol=0)
-    torch.testing.assert_close(x.var(1, unbiased=False), torch.ones(2, 3, 3), atol=1e-3, rtol=0)
+    x = ChannelLayerNorm(8)(torch.randn(2, 9, 8) * 5 + 2)
+    torch.testing.assert_close(x.mean(-1), torch.zeros(2, 9), atol=1e-5, rtol=0)
+    torch.testing.assert_close(x.var(-1, unbiased=False), torch.ones(2, 9), atol=1e-3, rtol=0)
 
 
 def group_norm(x, groups, norm):
@@ -75,12 +75,16 @@ def test_res_block_is_its_formula(ins, outs, condition_dim):
 
     h = group_norm(F.conv2d(x, block.conv_1.weight, block.conv_1.bias, padding=1), 4, block.norm_1)
     if condition is not None:
-        modulation = silu(condition) @ block.modulation.weight.T + block.modulation.bias
+        modulation = condition @ block.modulation.weight.T + block.modulation.bias
         scale, shift = modulation[:, :outs], modulation[:, outs:]
         h = h * (scale[..., None, None] + 1) + shift[..., None, None]
     h = silu(group_norm(F.conv2d(silu(h), block.conv_2.weight, block.conv_2.bias, padding=1), 4, block.norm_2))
     skipped = x if ins == outs else F.conv2d(x, block.skip.weight, block.skip.bias)
+    before = x.clone()
     torch.testing.assert_close(block(x, condition), h + skipped)
+    with torch.no_grad():  # which writes over what it made, not over what it was given
+        torch.testing.assert_close(block(x, condition), h + skipped)
+    assert torch.equal(x, before)
 
 
 def heads(attention, x):
@@ -108,6 +112,8 @@ def test_linear_attention_is_its_formula():
             hidden[n, 32 * head : 32 * (head + 1), pixel] = context.T @ q[:, pixel]
     out = layer_norm(joined(attention, hidden, x), attention.norm_out.gain, attention.norm_out.bias)
     torch.testing.assert_close(attention(x), x + out)
+    with torch.no_grad():
+        torch.testing.assert_close(attention(x), x + out)
 
 
 def test_attention_is_its_formula():
