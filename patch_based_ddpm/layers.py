@@ -108,8 +108,8 @@ class LinearAttention(nn.Module):
     def _attend(self, pixels: Tensor) -> Tensor:
         """Attention within each row of `pixels` (n, p, c), output projection included.
 
-        The published order of the products is ((k^T v)^T q) W: here it is q ((k^T v) W), which never makes the (n, p, 128)
-        of the heads' answers, and asks for q only when k and v are gone.
+        The published order of the products is (q (k^T v)) W. Here it is q ((k^T v) W), which never makes the heads'
+        answers, (n, p, 128), and asks for q only when k and v are gone.
         """
         to_q, to_k, to_v = self.to_qkv.weight.flatten(1).chunk(3)  # (128, c) each
         to_out = self.to_out.weight.flatten(1).t()  # (128, c)

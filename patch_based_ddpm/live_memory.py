@@ -1,8 +1,8 @@
 """Counting live tensors: what a piece of code holds at most, told apart by what it is for.
 
 The count follows the storages of tensors as they are created and freed, so it is the same in every run, on every
-device, and under fake tensors, which hold nothing at all. What a kernel allocates inside itself, an allocator's rounding
-and what the libraries occupy are not tensors; `peak_memory` tells those in a live process.
+device, and under fake tensors, which hold nothing at all. What a kernel allocates inside itself, an allocator's
+rounding and what the libraries occupy are not tensors; `peak_memory` tells those in a live process.
 """
 
 from __future__ import annotations
