@@ -241,6 +241,7 @@ class TestBadImages:
         with pytest.raises(UnreadableImage) as got:
             cached.read(2, flip=True)
         assert str(got.value) == str(wanted.value)
+        assert_holds(cache(tmp_path / "cache.npy", images, on_bad_image="skip"), images, bad=[2])
 
     def test_stop_does_not_take_what_skip_left_out(self, tmp_path):
         images = fitted(write_images(tmp_path / "images", 5, bad=[4]))
