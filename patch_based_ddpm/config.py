@@ -64,6 +64,7 @@ class TrainerConfig:
     on_bad_image: str = _field(
         "stop", "`stop` at an unreadable image, or `skip` and count it", choices=("stop", "skip")
     )
+    cache_images: bool = _field(False, "resize the images once, and read them from a memory-mapped file in `log_dir`")
     max_grad_norm: float | None = _field(None, "clip the gradient's L2 norm; null: off", above=0)
     lr_warmup_steps: int = _field(0, "steps over which the learning rate rises linearly; 0: off", least=0)
     max_skipped_steps: int = _field(20, "stop after so many steps in a row with a non-finite loss or gradient", least=1)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, count
 from multiprocessing.context import BaseContext
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -36,24 +36,58 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+class Pixels(Protocol):
+    """Numbered images of one size, ready to train on: `FittedImages`, or the same ones out of a cache."""
+
+    @property
+    def size(self) -> int | None:
+        """Number of images, None for an endless source."""
+
+    def read(self, index: int, flip: bool) -> np.ndarray:
+        """Image `index`, mirrored if asked: (H, W, c) uint8, the caller's own; raises `UnreadableImage`."""
+
+
 @dataclass(frozen=True)
-class TrainingImages(Dataset):
-    """The images of a source as training samples, keyed by (epoch, index).
+class FittedImages:
+    """The images of a source, each resized and cropped when it is read.
 
     Attributes:
         source: where the images come from.
         channels: c, see `to_mode`.
         height: H.
         width: W.
-        horizontal_flip: mirror an image in half of the epochs, drawn by (seed, epoch, index).
-        seed: 0 or more.
-        on_bad_image: what an unreadable image does: `stop` raises, `skip` takes the next readable one.
     """
 
     source: Source
     channels: int
     height: int
     width: int
+
+    @property
+    def size(self) -> int | None:
+        return self.source.size
+
+    def read(self, index: int, flip: bool) -> np.ndarray:
+        image = self.source.read(index)
+        try:
+            image = fit(to_mode(image, self.channels), self.height, self.width, flip)
+        except ValueError as error:
+            raise UnreadableImage(f"{self.source.name(index)} cannot be used: {error}") from error
+        return np.array(image).reshape(self.height, self.width, self.channels)
+
+
+@dataclass(frozen=True)
+class TrainingImages(Dataset):
+    """Images as training samples, keyed by (epoch, index).
+
+    Attributes:
+        pixels: the images.
+        horizontal_flip: mirror an image in half of the epochs, drawn by (seed, epoch, index).
+        seed: 0 or more.
+        on_bad_image: what an unreadable image does: `stop` raises, `skip` takes the next readable one.
+    """
+
+    pixels: Pixels
     horizontal_flip: bool
     seed: int
     on_bad_image: Literal["stop", "skip"]
@@ -62,38 +96,33 @@ class TrainingImages(Dataset):
         """Load one sample.
 
         Args:
-            key: the epoch and the image's index in the source.
+            key: the epoch and the image's index.
 
         Returns:
             (c, H, W) float32 in [-1, 1], and the indexes of the unreadable images that were passed over for it.
 
         Raises:
-            UnreadableImage: the image (`stop`) or every image of the source (`skip`) cannot be used.
+            UnreadableImage: the image (`stop`) or every image there is (`skip`) cannot be used.
         """
         epoch, index = key
         flip = self.horizontal_flip and bool(
             torch.rand((), generator=generator(self.seed, Purpose.FLIP, epoch, index)) < 0.5
         )
-        if self.on_bad_image == "stop" or self.source.size is None:
+        if self.on_bad_image == "stop" or self.pixels.size is None:
             return self._load(index, flip), ()
         passed_over: list[int] = []
-        while len(passed_over) < self.source.size:
-            candidate = (index + len(passed_over)) % self.source.size
+        while len(passed_over) < self.pixels.size:
+            candidate = (index + len(passed_over)) % self.pixels.size
             try:
                 return self._load(candidate, flip), tuple(passed_over)
             except UnreadableImage as error:
                 passed_over.append(candidate)
                 last = error
-        raise UnreadableImage(f"none of the {self.source.size} images can be used; of the last one tried: {last}")
+        raise UnreadableImage(f"none of the {self.pixels.size} images can be used; of the last one tried: {last}")
 
     def _load(self, index: int, flip: bool) -> Tensor:
-        image = self.source.read(index)
-        try:
-            image = fit(to_mode(image, self.channels), self.height, self.width, flip)
-        except ValueError as error:
-            raise UnreadableImage(f"{self.source.name(index)} cannot be used: {error}") from error
-        pixels = np.array(image).reshape(self.height, self.width, self.channels)
-        return to_float(rearrange(torch.from_numpy(pixels), "h w c -> c h w")).contiguous()
+        pixels = torch.from_numpy(self.pixels.read(index, flip))
+        return to_float(rearrange(pixels, "h w c -> c h w")).contiguous()
 
 
 def collate(samples: list[Sample]) -> Sample:
@@ -170,10 +199,6 @@ def loader(
 ) -> DataLoader:
     """Load batches without end, the same ones for every number of workers.
 
-    Workers are forked off a clean server process (where the system has none, spawned), not off the training process:
-    that one has threads and a GPU, and forking those may deadlock, which Python 3.12 warns of. A script that uses
-    workers therefore needs the usual `if __name__ == "__main__":`.
-
     Args:
         images: the samples.
         stream: their order.
@@ -191,13 +216,18 @@ def loader(
         num_workers=num_workers,
         collate_fn=_collate_carried,
         pin_memory=device.type == "cuda",
-        multiprocessing_context=_worker_context() if num_workers else None,
+        multiprocessing_context=worker_context() if num_workers else None,
         generator=torch.Generator(),  # torch draws the workers' unused seeds from it, and not from the global generator
         persistent_workers=num_workers > 0,
     )
 
 
-def _worker_context() -> BaseContext:
+def worker_context() -> BaseContext:
+    """How worker processes start: forked off a clean server process, or spawned where the system has none.
+
+    Not forked off the training process: that one has threads and a GPU, and forking those may deadlock, which Python
+    3.12 warns of. A script that uses workers therefore needs the usual `if __name__ == "__main__":`.
+    """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")

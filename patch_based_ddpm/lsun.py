@@ -47,6 +47,9 @@ class LMDBSource:
     def name(self, index: int) -> str:
         return f"{str(self.directory)!r} key {self._key(index)!r}"
 
+    def stamp(self) -> str:
+        return _stamp(self.directory, self.size)
+
     def _key(self, index: int) -> bytes:
         start = self.ends[index - 1] if index else 0
         return self.keys[start : self.ends[index]].tobytes()
@@ -70,14 +73,18 @@ def open_lmdb(directory: Path, index_cache: Path | None) -> LMDBSource:
     entries = environment.stat()["entries"]
     if not entries:
         raise InputError(f"the LMDB folder {str(directory)!r} holds no image: it has no entries.")
-    status = (directory / "data.mdb").stat()
-    stamp = json.dumps([str(directory), entries, status.st_size, status.st_mtime_ns])
+    stamp = _stamp(directory, entries)
     keys_and_ends = None if index_cache is None else _load_index(index_cache, stamp)
     if keys_and_ends is None:
         keys_and_ends = _list_keys(environment)
         if index_cache is not None:
             _save_index(index_cache, stamp, *keys_and_ends)
     return LMDBSource(directory, *keys_and_ends)
+
+
+def _stamp(directory: Path, entries: int) -> str:
+    status = (directory / "data.mdb").stat()
+    return json.dumps([str(directory), entries, status.st_size, status.st_mtime_ns])
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """A run's folder on disk: where everything lies, which checkpoint is the newest, and the log of metrics.
 
 LOG_DIR/ holds config.json (every default filled in), metrics.jsonl (one object per logged step), checkpoints/
-(model-STEP.pt and model-last.pt), sampled/ (previews) and wandb/.
+(model-STEP.pt and model-last.pt), sampled/ (previews), wandb/, and image_cache.npy where trainer.cache_images is true.
 """
 
 import json
@@ -40,6 +40,10 @@ class RunFolder:
     @property
     def wandb_id(self) -> Path:
         return self.root / "wandb_run_id"
+
+    @property
+    def image_cache(self) -> Path:
+        return self.root / "image_cache.npy"
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"model-{step}.pt"

@@ -3,9 +3,12 @@
 A source is a frozen, picklable dataclass with
     size         number of images, None for an endless source;
     read(i)      image `i` as stored, turned upright by its EXIF orientation; raises `UnreadableImage`;
-    name(i)      image `i` in words, for messages.
+    name(i)      image `i` in words, for messages;
+    stamp()      where `size` is a number: a text that changes when an image may have; looks at the files.
 """
 
+import hashlib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +36,15 @@ class Source(Protocol):
     def name(self, index: int) -> str: ...
 
 
+class FiniteSource(Source, Protocol):
+    """A source whose images have a number."""
+
+    @property
+    def size(self) -> int: ...
+
+    def stamp(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class FolderSource:
     """Image files below a folder, see `list_folder`.
@@ -54,6 +66,12 @@ class FolderSource:
 
     def name(self, index: int) -> str:
         return repr(str(self.root / self.paths[index]))  # quoted, with line breaks and undecodable bytes escaped
+
+    def stamp(self) -> str:
+        digest = hashlib.sha256()
+        for path in self.paths:
+            digest.update(json.dumps([path, *_size_and_time(self.root / path)]).encode())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -143,3 +161,12 @@ def list_folder(directory: Path) -> FolderSource:
     if not paths:
         raise InputError(f"the folder {str(directory)!r} holds no image: no file ends in {', '.join(SUFFIXES)}.")
     return FolderSource(directory, tuple(sorted(paths)))
+
+
+def _size_and_time(path: Path) -> tuple[int, int] | tuple[()]:
+    """Nothing for a file that is not there: what it is asked for then is its own affair."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_size, status.st_mtime_ns

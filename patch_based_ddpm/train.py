@@ -33,6 +33,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.dry_run:
         folder.create()
     source = open_source(config.trainer.train_dataset_dir, height, width, config.trainer.seed, cache)
+    if config.trainer.cache_images and source.size is None:
+        raise InputError(
+            f"trainer.cache_images is true, but {config.trainer.train_dataset_dir} draws images without end, which no "
+            "file can hold; set it to false."
+        )
     trainer = Trainer(config, accelerator, source, folder)
     if found is not None:
         trainer.resume(found)

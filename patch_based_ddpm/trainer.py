@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from einops import rearrange
 from ema_pytorch import EMA
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from patch_based_ddpm import checkpoint, data, pictures, published
+from patch_based_ddpm import checkpoint, data, image_cache, pictures, published
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.diffusion import GaussianDiffusion
 from patch_based_ddpm.errors import InputError
@@ -75,17 +75,22 @@ class Trainer:
         """Images of one optimizer step, over all processes."""
         return self.config.train_batch_size * self.config.gradient_accumulate_every * self.accelerator.num_processes
 
+    @property
+    def _num_workers(self) -> int:
+        return _fair_share_of_cores() if self.config.num_workers is None else self.config.num_workers
+
     def train(self) -> None:
         """Run the steps that are left.
 
         Raises:
-            InputError: an image cannot be read, or too many steps in a row were not finite.
+            InputError: an image cannot be read or the cache not be built, or too many steps in a row were not finite.
         """
         config = self.config
+        pixels = self._pixels()
         self.tracker.start()
         if self.step > 0 and not self.folder.preview(self.step).exists():
             self.preview()  # the run was ended between this checkpoint and its preview
-        batches = self._micro_batches()
+        batches = self._micro_batches(pixels)
         skipped_in_a_row = 0
         window = Window()
         with self._progress(range(self.step, config.train_num_steps), "training") as bar:
@@ -110,15 +115,29 @@ class Trainer:
                     window = Window()  # so that a run resumed here logs what this one does
         self.tracker.finish()
 
-    def _micro_batches(self) -> Iterator[Tensor]:
+    def _pixels(self) -> data.Pixels:
+        """The images, resized as they are read, or out of the cache that the main process builds for all."""
+        model = self.whole_config.model
+        images = data.FittedImages(self.source, model.channels, *model.image_shape)
+        if not self.config.cache_images:
+            return images
+        path, built = self.folder.image_cache, None
+        if self.accelerator.is_main_process:
+            num_workers = self._num_workers * _processes_of_this_machine()  # the others wait, and their workers too
+            try:
+                built = image_cache.build(path, images, on_bad_image=self.config.on_bad_image, num_workers=num_workers)
+            except InputError as error:
+                built = error
+        (built,) = broadcast_object_list([built])
+        if isinstance(built, InputError):
+            raise built  # in every process, so that none is left waiting
+        return image_cache.open_cache(path, built)
+
+    def _micro_batches(self, pixels: data.Pixels) -> Iterator[Tensor]:
         """This process's batches (b, c, H, W), from where the run stands, without end."""
-        config, model = self.config, self.whole_config.model
-        height, width = model.image_shape
+        config = self.config
         images = data.TrainingImages(
-            source=self.source,
-            channels=model.channels,
-            height=height,
-            width=width,
+            pixels=pixels,
             horizontal_flip=config.horizontal_flip,
             seed=config.seed,
             on_bad_image=config.on_bad_image,
@@ -134,7 +153,7 @@ class Trainer:
             images,
             stream,
             batch_size=config.train_batch_size,
-            num_workers=_fair_share_of_cores() if config.num_workers is None else config.num_workers,
+            num_workers=self._num_workers,
             device=self.accelerator.device,
         )
         for batch, passed_over in loader:
@@ -264,7 +283,11 @@ class Trainer:
 def _fair_share_of_cores() -> int:
     """The cores this process may use, divided among the processes that the launcher started on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, cores // _processes_of_this_machine())
+
+
+def _processes_of_this_machine() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 class Window:

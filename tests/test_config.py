@@ -51,6 +51,7 @@ OURS = {
         "mixed_precision": None,
         "patch_batch_size": None,
         "horizontal_flip": True,
+        "cache_images": False,
         "max_grad_norm": None,
         "lr_warmup_steps": 0,
         "preview_sampler": "ddpm",
@@ -72,7 +73,8 @@ KINDS = {
     "save_and_sample_every num_workers? seed patch_batch_size? lr_warmup_steps max_skipped_steps log_every "
     "preview_count preview_steps? dim init_dim? out_dim? channels resnet_block_groups patch_divider timesteps",
     "float": "ema_decay train_lr max_grad_norm?",
-    "bool": "use_amp wandb_enabled horizontal_flip learned_variance position_conditioning global_content_conditioning",
+    "bool": "use_amp wandb_enabled horizontal_flip cache_images learned_variance position_conditioning "
+    "global_content_conditioning",
     "str": "train_dataset_dir log_dir wandb_project? wandb_name? mixed_precision? on_bad_image preview_sampler "
     "loss_type objective",
     "tuple": "dim_mults",

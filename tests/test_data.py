@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from test_decoding import array
 
-from patch_based_ddpm.data import ShuffledStream, TrainingImages, collate, loader, to_float, to_uint8
+from patch_based_ddpm.data import FittedImages, ShuffledStream, TrainingImages, collate, loader, to_float, to_uint8
 from patch_based_ddpm.decoding import UnreadableImage
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.sources import FacesSource, list_folder
@@ -52,9 +52,8 @@ def write_folder(folder, shades, bad=()):
     return list_folder(folder)
 
 
-def training_images(source, **changes):
-    arguments = {"channels": 1, "height": 8, "width": 8, "horizontal_flip": False, "seed": 3, "on_bad_image": "stop"}
-    return TrainingImages(source, **(arguments | changes))
+def training_images(source, channels=1, height=8, width=8, horizontal_flip=False, seed=3, on_bad_image="stop"):
+    return TrainingImages(FittedImages(source, channels, height, width), horizontal_flip, seed, on_bad_image)
 
 
 def shade(image):
@@ -125,7 +124,7 @@ class TestTrainingImages:
 
     def test_endless_source(self):
         images = training_images(FacesSource(32, 32, seed=1), channels=3, height=32, width=32, on_bad_image="skip")
-        expected = to_float(torch.from_numpy(np.array(images.source.read(10**6)))).permute(2, 0, 1)
+        expected = to_float(torch.from_numpy(np.array(images.pixels.source.read(10**6)))).permute(2, 0, 1)
         assert torch.equal(images[0, 10**6][0], expected)
 
 
@@ -177,7 +176,7 @@ class TestShuffledStream:
 
 
 def batches(images, number, num_workers, batch_size=4, start=0):
-    stream = ShuffledStream(size=images.source.size, seed=5, process_index=0, num_processes=1, start=start)
+    stream = ShuffledStream(size=images.pixels.size, seed=5, process_index=0, num_processes=1, start=start)
     return list(
         itertools.islice(loader(images, stream, batch_size=batch_size, num_workers=num_workers, device=CPU), number)
     )

@@ -118,6 +118,13 @@ class TestLMDB:
         with pytest.raises(UnreadableImage, match=r"key b'\\x00\\x00' cannot be read: the database no longer"):
             source.read(1)
 
+    def test_stamp_tells_what_changed(self, tmp_path):
+        write_lmdb(tmp_path / "db", IMAGES)
+        stamp = open_lmdb(tmp_path / "db", None).stamp()
+        assert open_lmdb(tmp_path / "db", tmp_path / "keys.npz").stamp() == stamp
+        os.utime(tmp_path / "db" / "data.mdb", ns=(0, 10**18))
+        assert open_lmdb(tmp_path / "db", None).stamp() != stamp
+
     def test_travels_to_other_processes(self, tmp_path):
         write_lmdb(tmp_path / "db", IMAGES)
         source = open_lmdb(tmp_path / "db", None)

@@ -72,6 +72,33 @@ class TestFolder:
         assert source.paths == ("3.png", "a/1.png", "linked/2.png")
         assert source.read(0).getpixel((0, 0)) == BLUE
 
+    def test_stamp_tells_what_changed(self, tmp_path):
+        def stamp():
+            return list_folder(tmp_path).stamp()
+
+        save(tmp_path / "1.png")
+        save(tmp_path / "2.png", size=(30, 20))
+        os.utime(tmp_path / "1.png", ns=(0, 10**18))
+        stamps = [stamp()]
+        assert stamp() == stamps[0]
+        os.utime(tmp_path / "1.png", ns=(0, 10**18 + 1000))
+        stamps.append(stamp())
+        (tmp_path / "1.png").rename(tmp_path / "1 (copy).png")
+        stamps.append(stamp())
+        (tmp_path / "1 (copy).png").write_bytes((tmp_path / "1 (copy).png").read_bytes() + b"more")
+        os.utime(tmp_path / "1 (copy).png", ns=(0, 10**18 + 1000))
+        stamps.append(stamp())
+        (tmp_path / "2.png").unlink()
+        stamps.append(stamp())
+        assert len(set(stamps)) == 5
+
+    def test_stamp_of_a_file_that_vanished(self, tmp_path):
+        save(tmp_path / "1.png")
+        source = list_folder(tmp_path)
+        before = source.stamp()
+        (tmp_path / "1.png").unlink()
+        assert source.stamp() != before
+
     def test_missing_folder(self, tmp_path):
         with pytest.raises(
             InputError, match=r"there is no folder '.*nowhere'; it should hold images, files that end in \.jpg, "
