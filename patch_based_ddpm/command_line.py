@@ -1,17 +1,21 @@
 """What the commands share: flags in both spellings, errors as one sentence, and how they meet their other processes."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from patch_based_ddpm.errors import InputError
 
 USAGE_ERROR = 2
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+BYTE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,6 +47,14 @@ def non_negative_int(text: str) -> int:
     return _whole_number(text, least=0)
 
 
+def byte_count(text: str) -> int:
+    """An amount of memory such as 6GiB, 500MB or 1000000, in bytes, for `type=`."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([A-Za-z]*)", text)
+    if match is None or match[2].upper() not in BYTE_UNITS:
+        raise argparse.ArgumentTypeError(f"{text!r} must be an amount of memory, for example 6GiB or 500MB")
+    return int(float(match[1]) * BYTE_UNITS[match[2].upper()])
+
+
 def _whole_number(text: str, least: int) -> int:
     if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least {least}")
@@ -51,10 +63,19 @@ def _whole_number(text: str, least: int) -> int:
 
 def start_accelerator(**options: Any) -> Accelerator:
     """This process among the others, patient with those that have more to draw or a file to write."""
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")  # TensorFloat-32, as PyTorch's convolutions have it anyway
     patient = InitProcessGroupKwargs(timeout=timedelta(days=1))
     return Accelerator(
         kwargs_handlers=[patient, DistributedDataParallelKwargs(gradient_as_bucket_view=True)], **options
     )
+
+
+def hold_to(device: torch.device, max_memory: int) -> None:
+    """Let PyTorch allocate no more than `max_memory` bytes on a GPU; a CPU is not held to it."""
+    if device.type == "cuda":
+        whole = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, max_memory / whole), device)
 
 
 def run(main: Callable[[], None]) -> None:

@@ -60,6 +60,10 @@ class TrainerConfig:
     patch_batch_size: int | None = _field(
         None, "patches per forward-backward pass, less is less memory; null: all", least=1
     )
+    recompute_activations: bool = _field(
+        False, "keep each level's input alone and compute the rest again in the backward pass: slower, less memory"
+    )
+    compile: bool = _field(False, "compile the network with torch.compile")
     horizontal_flip: bool = _field(True, "mirror every second image at random")
     on_bad_image: str = _field(
         "stop", "`stop` at an unreadable image, or `skip` and count it", choices=("stop", "skip")

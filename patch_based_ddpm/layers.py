@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 HEADS = 4
 HEAD_CHANNELS = 32
+HEAD_SLICES = [slice(start, start + HEAD_CHANNELS) for start in range(0, HEADS * HEAD_CHANNELS, HEAD_CHANNELS)]
 
 
 class SinusoidalEmbedding(nn.Module):
@@ -108,20 +109,25 @@ class LinearAttention(nn.Module):
     def _attend(self, pixels: Tensor) -> Tensor:
         """Attention within each row of `pixels` (n, p, c), output projection included.
 
-        The published order of the products is (q (k^T v)) W. Here it is q ((k^T v) W), which never makes the heads'
-        answers, (n, p, 128), and asks for q only when k and v are gone.
+        The published order of the products is (q (k^T v)) W. Where there are more pixels than channels it is
+        q ((k^T v) W) here, which is less to compute and to hold.
         """
         to_q, to_k, to_v = self.to_qkv.weight.flatten(1).chunk(3)  # (128, c) each
-        to_out = self.to_out.weight.flatten(1).t()  # (128, c)
-        k = F.linear(pixels, to_k).softmax(dim=1)  # (n, p, 128), over the pixels
-        v = F.linear(pixels, to_v)  # (n, p, 128)
-        answers = [
-            k[..., head].mT @ v[..., head] @ to_out[head] * HEAD_CHANNELS**-0.5  # (n, 32, c)
-            for head in (slice(i, i + HEAD_CHANNELS) for i in range(0, HEADS * HEAD_CHANNELS, HEAD_CHANNELS))
-        ]
-        del k, v
+        to_out = self.to_out.weight.flatten(1)  # (c, 128)
+        contexts = self._contexts(pixels, to_k, to_v)  # (n, 32, 32) each
         q = F.linear(pixels, to_q).unflatten(-1, (HEADS, HEAD_CHANNELS)).softmax(dim=-1).flatten(-2)  # (n, p, 128)
-        return torch.baddbmm(self.to_out.bias, q, torch.cat(answers, dim=1))  # (n, p, c)
+        if pixels.shape[1] > pixels.shape[2]:
+            folded = torch.cat([context @ to_out[:, head].t() for context, head in zip(contexts, HEAD_SLICES)], dim=1)
+            return torch.baddbmm(self.to_out.bias, q, folded)  # (n, p, c), from (n, 128, c)
+        answers = [q[..., head] @ context for context, head in zip(contexts, HEAD_SLICES)]  # (n, p, 32) each
+        return F.linear(torch.cat(answers, dim=-1), to_out, self.to_out.bias)  # (n, p, c)
+
+    @staticmethod
+    def _contexts(pixels: Tensor, to_k: Tensor, to_v: Tensor) -> list[Tensor]:
+        """k^T v / sqrt(32) of each head, k a softmax over the pixels; both are gone before q is made."""
+        k = F.linear(pixels, to_k).softmax(dim=1)  # (n, p, 128)
+        v = F.linear(pixels, to_v)  # (n, p, 128)
+        return [k[..., head].mT @ v[..., head] * HEAD_CHANNELS**-0.5 for head in HEAD_SLICES]
 
 
 class Attention(nn.Module):

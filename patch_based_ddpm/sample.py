@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from tqdm.auto import tqdm
 
-from patch_based_ddpm import command_line, pictures, samplers
+from patch_based_ddpm import command_line, pictures, planner, samplers
 from patch_based_ddpm.checkpoint import load_diffusion
 from patch_based_ddpm.config import SAMPLERS
 from patch_based_ddpm.diffusion import GaussianDiffusion
 from patch_based_ddpm.errors import InputError
 
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GRID_NAME = "grid.png"
 SEED_LIMIT = 2**32  # what a CPU generator of PyTorch tells apart
 
@@ -34,8 +34,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--steps and --eta go with --sampler ddim; ddpm takes all steps")
     accelerator = command_line.start_accelerator()
     diffusion = load_diffusion(
-        args.ckpt, config=args.config, weights=args.weights, device=accelerator.device, dtype=DTYPES[args.dtype]
+        args.ckpt,
+        config=args.config,
+        weights=args.weights,
+        device=accelerator.device,
+        dtype=command_line.DTYPES[args.dtype],
     )
+    if args.compile:
+        # CUDA graphs want every pass of one shape; elsewhere it saves a second compilation.
+        diffusion.unet.compile(dynamic=False, mode="reduce-overhead" if accelerator.device.type == "cuda" else None)
+        diffusion.passes.padded = True
+    if args.max_memory is not None:
+        _limit_passes(diffusion, min(args.batch_size, len(seeds)), args, accelerator)
     if args.steps is not None:
         samplers.strided_timesteps(diffusion.timesteps, args.steps)
     args.out_dir = _folder(args.out_dir)
@@ -73,11 +83,20 @@ def _parser() -> command_line.Parser:
         metavar="K",
         help="patches per forward pass, counted over the batch; less is less memory (default: all)",
     )
+    parser.add_argument(
+        "--max-memory",
+        type=command_line.byte_count,
+        metavar="6GiB",
+        help="let as many patches share a pass as fit (per process)",
+    )
+    parser.add_argument("--compile", action="store_true", help="compile the network: a slow start, then faster")
     parser.add_argument("--sampler", choices=SAMPLERS, default="ddpm", help="default: ddpm, all steps")
     parser.add_argument("--steps", type=command_line.positive_int, metavar="K", help="steps of ddim (default: all)")
     parser.add_argument("--eta", type=_fraction, default=0.0, help="0: deterministic ddim, 1: as noisy as ddpm")
     parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged or last (default: ema)")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the network (default: float32)")
+    parser.add_argument(
+        "--dtype", choices=tuple(command_line.DTYPES), default="float32", help="of the network (default: float32)"
+    )
     parser.add_argument("--grid", action="store_true", help=f"also put all images into {GRID_NAME}")
     return parser
 
@@ -139,6 +158,22 @@ def _draw(diffusion: GaussianDiffusion, seeds: Sequence[int], args: argparse.Nam
             for seed, image in zip(batch, images.cpu(), strict=True):
                 pictures.save_png(args.out_dir / _name(seed), pictures.pixels(image))
             bar.update(len(batch))
+
+
+def _limit_passes(
+    diffusion: GaussianDiffusion, images: int, args: argparse.Namespace, accelerator: Accelerator
+) -> None:
+    """Let as many patches share a pass as fit; says how many."""
+    patches = diffusion.patch_divider**2 * images
+    diffusion.passes.limit, peak = planner.largest_patch_batch(
+        lambda size: planner.sampling_peak(
+            diffusion.config, batch_size=images, patch_batch_size=size, dtype=command_line.DTYPES[args.dtype]
+        ),
+        min(patches, args.patch_batch_size or patches),
+        args.max_memory,
+    )
+    command_line.hold_to(accelerator.device, args.max_memory)
+    accelerator.print(planner.sentence(diffusion.passes.limit, patches, peak, args.max_memory))
 
 
 def _grid(paths: list[Path]) -> np.ndarray:

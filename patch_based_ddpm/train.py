@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from patch_based_ddpm import command_line
+from patch_based_ddpm import command_line, planner
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.run_folder import RunFolder
@@ -38,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"trainer.cache_images is true, but {config.trainer.train_dataset_dir} draws images without end, which no "
             "file can hold; set it to false."
         )
+    limit = None if args.max_memory is None else _largest_patch_batch(config, accelerator, args.max_memory)
     trainer = Trainer(config, accelerator, source, folder)
+    if limit is not None:
+        trainer.limit_passes(limit)
     if found is not None:
         trainer.resume(found)
     if len(set(gather_object([trainer.step]))) > 1:
@@ -69,6 +72,12 @@ def _parser() -> command_line.Parser:
     start.add_argument(
         "--restart-step", type=command_line.non_negative_int, metavar="N", help="continue from checkpoints/model-N.pt"
     )
+    parser.add_argument(
+        "--max-memory",
+        type=command_line.byte_count,
+        metavar="6GiB",
+        help="let as many patches share a pass as fit (per process)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop; writes nothing")
     return parser
 
@@ -82,6 +91,22 @@ def _accelerator(config: Config) -> Accelerator:
         # accelerate would run in float32 and say nothing.
         raise InputError("mixed precision fp16 does not work on a CPU; it must be bf16 or no there.")
     return accelerator
+
+
+def _largest_patch_batch(config: Config, accelerator: Accelerator, max_memory: int) -> int:
+    """How many patches may share a pass; says so."""
+    images = config.trainer.train_batch_size
+    patches = config.model.patch_divider**2 * images
+    size, peak = planner.largest_patch_batch(
+        lambda size: planner.training_peak(
+            config, batch_size=images, patch_batch_size=size, precision=accelerator.mixed_precision
+        ),
+        min(patches, config.trainer.patch_batch_size or patches),
+        max_memory,
+    )
+    command_line.hold_to(accelerator.device, max_memory)
+    accelerator.print(planner.sentence(size, patches, peak, max_memory))
+    return size
 
 
 def _plan(config: Config, trainer: Trainer, source: Source, folder: RunFolder) -> str:

@@ -52,8 +52,12 @@ class Trainer:
         self.ema = EMA(unet, beta=self.config.ema_decay, include_online_model=False)
         self.ema.ema_model.eval().requires_grad_(False)
         adam = torch.optim.Adam(unet.parameters(), lr=self.config.train_lr, fused=True)
+        unet.recompute = self.config.recompute_activations
         unet, optimizer = accelerator.prepare(unet, adam)
+        if self.config.compile:
+            accelerator.unwrap_model(unet).compile(dynamic=False)
         diffusion = GaussianDiffusion(unet, config).to(accelerator.device)
+        diffusion.passes.padded = self.config.compile  # one shape, compiled once
         self.averaged = GaussianDiffusion(self.ema.ema_model, config).to(accelerator.device)
         self.training_step = TrainingStep(self.config, accelerator, diffusion, optimizer)
         self.step = 0
@@ -69,6 +73,11 @@ class Trainer:
     def images_per_step(self) -> int:
         """Images of one optimizer step, over all processes."""
         return self.config.train_batch_size * self.config.gradient_accumulate_every * self.accelerator.num_processes
+
+    def limit_passes(self, patches: int) -> None:
+        """Let at most so many patches share a pass, whatever the config says."""
+        self.training_step.diffusion.passes.limit = patches
+        self.averaged.passes.limit = patches
 
     def train(self) -> None:
         """Run the steps that are left.

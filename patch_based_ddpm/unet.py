@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from patch_based_ddpm.config import ModelConfig
 from patch_based_ddpm.layers import Attention, LinearAttention, ResBlock, SinusoidalEmbedding
@@ -64,6 +65,9 @@ class UNet(nn.Module):
         groups: groups of every group normalisation.
         positions: N*N, or None to leave the position conditioning out (an ablation).
         global_content: whether the network sees the global content (False is an ablation).
+
+    Attributes:
+        recompute: keep each level's input alone for the backward pass, and compute the rest again there.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class UNet(nn.Module):
         block = {"condition_dim": 4 * dim, "groups": groups}
         widths = [dim * mult for mult in dim_mults]
         self.global_content = global_content
+        self.recompute = False
         self.condition = Condition(dim, positions=positions)
         self.conv_in = nn.Conv2d(2 * channels if global_content else channels, init_dim, 7, padding=3)
 
@@ -136,16 +141,21 @@ class UNet(nn.Module):
 
         skips = []
         for i, level in enumerate(self.encoder):
-            x = level(x, condition)  # (n, d*m, h, w)
+            x = self._run(level, x, condition)  # (n, d*m, h, w)
             if i > 0:  # The published network stores a full-resolution skip too, which nothing reads.
                 skips.append(x)
             x = level.resample(x)  # (n, d*m, h/2, w/2)
 
-        x = self.middle_1(x, condition)
-        x = self.middle_2(self.middle_attention(x), condition)
+        x = self._run(self.middle_1, x, condition)
+        x = self._run(self.middle_2, self.middle_attention(x), condition)
 
         for level in self.decoder:
             x = torch.cat([x, skips.pop()], dim=1)  # (n, 2*d*m, h, w)
-            x = level.resample(level(x, condition))  # (n, d*m', 2h, 2w)
+            x = level.resample(self._run(level, x, condition))  # (n, d*m', 2h, 2w)
 
-        return self.conv_out(self.block_out(x))  # (n, c, h, w)
+        return self.conv_out(self._run(self.block_out, x))  # (n, c, h, w)
+
+    def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return block(*inputs)

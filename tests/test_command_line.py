@@ -1,3 +1,5 @@
+import argparse
+
 import pytest
 
 from patch_based_ddpm import command_line
@@ -24,3 +26,16 @@ def test_input_errors_are_printed_and_bugs_are_not_hidden(capsys):
     assert capsys.readouterr().err == "error: FILE: the field is 3; it must be 4.\n"
     with pytest.raises(ValueError, match="internal"):
         command_line.run(bug)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("6GiB", 6 * 2**30), ("1.5 MB", 1_500_000), ("1000", 1000), ("2kib", 2048), ("7B", 7)]
+)
+def test_byte_counts(text, size):
+    assert command_line.byte_count(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "6 apples", "1.2.3MB", "-5GiB", "\u0666GiB"])
+def test_what_is_no_byte_count(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="must be an amount of memory, for example 6GiB or 500MB"):
+        command_line.byte_count(text)

@@ -102,8 +102,9 @@ def joined(attention, hidden, x):
     return (out + attention.to_out.bias[:, None]).unflatten(2, x.shape[2:])
 
 
-def test_linear_attention_is_its_formula():
-    attention, x = randomised(LinearAttention(6)), torch.randn(2, 6, 2, 3).double()
+@pytest.mark.parametrize("channels", [4, 6, 8])  # fewer than the pixels, as many, and more: two orders of products
+def test_linear_attention_is_its_formula(channels):
+    attention, x = randomised(LinearAttention(channels)), torch.randn(2, channels, 2, 3).double()
     hidden = torch.zeros(2, 128, 6).double()
     for n, head, (q, k, v) in heads(attention, x):
         q, k = softmax(q, 0) / math.sqrt(32), softmax(k, 1)

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from commands import write_config
 from PIL import Image
 
-from patch_based_ddpm import Config, data, sample, samplers
+from patch_based_ddpm import Config, data, planner, sample, samplers
 from patch_based_ddpm.checkpoint import load_diffusion
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.run_folder import RunFolder
@@ -73,6 +73,30 @@ def test_flags_change_what_they_should(ckpt, tmp_path):
     assert 0 < half.mean() < 5
 
 
+def test_max_memory_picks_the_patch_batch_and_says_so(ckpt, tmp_path, capsys):
+    usual = run(ckpt, tmp_path / "usual", "--seeds", "0-1")
+    config = load_diffusion(ckpt).config
+    three, four = (planner.sampling_peak(config, batch_size=2, patch_batch_size=k).total for k in (3, 4))
+    for room, size in ((three, 3), (four - 1, 3), (four, 4), (10**9, 8)):
+        limited = run(ckpt, tmp_path / str(room), "--seeds", "0-1", "--max-memory", str(room))
+        assert f"{size} of 8 patches share a pass" in capsys.readouterr().out
+        for name, pixels in usual.items():
+            assert np.abs(limited[name].astype(int) - pixels).max() <= 1
+    with pytest.raises(InputError, match=r"--max-memory 0\.1 MiB is too little: one patch at a time needs"):
+        run(ckpt, tmp_path / "little", "--seeds", "0-1", "--max-memory", "0.1MiB")
+
+
+@pytest.mark.slow
+def test_compiled_pictures_are_the_same(ckpt, tmp_path):
+    options = ("--seeds", "0-2", "--batch-size", "3", "--patch-batch-size", "5", "--sampler", "ddim", "--steps", "2")
+    usual = run(ckpt, tmp_path / "usual", *options)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for name, pixels in run(ckpt, tmp_path / "compiled", *options, "--compile").items():
+        assert np.abs(usual[name].astype(int) - pixels).max() <= 1
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
 def test_grid(ckpt, tmp_path):
     pictures = run(ckpt, tmp_path, "--n-samples", "3", "--grid", "--sampler", "ddim", "--steps", "2")
     assert list(pictures) == ["000000.png", "000001.png", "000002.png", "grid.png"]
@@ -88,6 +112,7 @@ def test_grid(ckpt, tmp_path):
         (["--seed", "4294967290"], "the last seed is 4294967305"),
         (["--batch-size", "0"], "'0' must be a whole number of at least 1"),
         (["--patch-batch-size", "x"], "'x' must be a whole number of at least 1"),
+        (["--max-memory", "6 apples"], "'6 apples' must be an amount of memory, for example 6GiB"),
         (["--steps", "5"], "--steps and --eta go with --sampler ddim"),
         (["--sampler", "ddim", "--eta", "2"], "'2' must be a number in [0, 1]"),
         (["--sampler", "euler"], "invalid choice: 'euler'"),

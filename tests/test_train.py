@@ -10,7 +10,7 @@ from commands import environment, launch_line, metrics, sample, train, write_con
 from PIL import Image
 from test_trainer import assert_same, timeless
 
-from patch_based_ddpm import GaussianDiffusion, checkpoint
+from patch_based_ddpm import Config, GaussianDiffusion, checkpoint, planner
 from patch_based_ddpm import train as command
 from patch_based_ddpm.errors import InputError
 
@@ -119,6 +119,28 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
     ):
         assert wanted in plan
     assert not (tmp_path / "run").exists()
+
+
+def test_max_memory_picks_the_patch_batch(tmp_path, capsys, monkeypatch):
+    config = write_config(tmp_path, preview_count=0)
+    peaks = [planner.training_peak(Config.load(config), batch_size=2, patch_batch_size=k).total for k in (1, 3)]
+    with pytest.raises(
+        InputError, match=r"--max-memory .* is too little: one patch at a time needs .*, of which weights"
+    ):
+        command.main(["--config", str(config), "--max-memory", str(peaks[0] - 1)])
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.pt"))
+    passes = set()
+    denoise = GaussianDiffusion._denoise
+
+    def watched(diffusion, batch):
+        if type(batch.t) is torch.Tensor:  # and no fake one of the planner's
+            passes.add(len(batch.t))
+        return denoise(diffusion, batch)
+
+    monkeypatch.setattr(GaussianDiffusion, "_denoise", watched)
+    command.main(["--config", str(config), "--max-memory", str(peaks[1])])
+    assert "3 of 8 patches share a pass" in capsys.readouterr().out
+    assert passes == {3, 2}
 
 
 def test_a_run_is_not_overwritten_by_accident(tmp_path):

@@ -136,6 +136,28 @@ def test_previews_come_from_the_averaged_weights_and_fixed_noise(tmp_path):
     assert trainer.folder.preview(0).read_bytes() != first
 
 
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same_and_is_compiled_once(tmp_path):
+    """With passes of 3 of 8 patches, the last of which is filled up."""
+    for name in ("usual", "compiled"):
+        (tmp_path / name).mkdir()
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        make_trainer(tmp_path / name, patch_batch_size=3, preview_count=0, compile=name == "compiled").train()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    for usual, compiled in zip(metrics(tmp_path / "usual"), metrics(tmp_path / "compiled"), strict=True):
+        assert compiled["loss"] == pytest.approx(usual["loss"], rel=1e-3)
+
+
+def test_recomputed_activations_give_the_same_run(tmp_path):
+    for name in ("usual", "recomputed"):
+        (tmp_path / name).mkdir()
+        make_trainer(tmp_path / name, preview_count=0, recompute_activations=name == "recomputed").train()
+    for usual, other in zip(metrics(tmp_path / "usual"), metrics(tmp_path / "recomputed"), strict=True):
+        assert other["loss"] == pytest.approx(usual["loss"], rel=1e-6)
+        assert other["grad_norm"] == pytest.approx(usual["grad_norm"], rel=1e-4)
+
+
 def test_no_previews(tmp_path):
     trainer = make_trainer(tmp_path, preview_count=0)
     trainer.preview()

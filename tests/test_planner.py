@@ -1,0 +1,123 @@
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from patch_based_ddpm import Config, GaussianDiffusion, UNet, planner, samplers
+from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.live_memory import KINDS, MIB, LiveMemory, Peak
+from patch_based_ddpm.training_step import TrainingStep
+
+
+def paper(N, size=128, **trainer):
+    """The paper's network."""
+    trainer = {"train_dataset_dir": "builtin:faces", "log_dir": "unused", **trainer}
+    return Config.from_dict({"trainer": trainer, "model": {"dim": 128, "patch_divider": N, "image_size": size}})
+
+
+def small(N, **trainer):
+    trainer = {"train_dataset_dir": "builtin:faces", "log_dir": "unused", "train_batch_size": 2, **trainer}
+    model = {"dim": 16, "dim_mults": [1, 2], "patch_divider": N, "image_size": 32}
+    return Config.from_dict({"trainer": trainer, "model": model})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("N", "size"), [(1, None), (2, 1), (2, 3), (4, 5), (4, None)])
+def test_sampling_is_predicted(N, size, dtype):
+    diffusion = GaussianDiffusion.from_config(small(N)).requires_grad_(False)
+    diffusion.unet.to(dtype)
+    options = {"sampler": "ddpm", "steps": None, "eta": 0.0, "patch_batch_size": size}
+    with LiveMemory(diffusion) as memory, torch.inference_mode():
+        samplers.draw(diffusion, [0, 1], progress=lambda steps: steps[:3], **options)
+    measured = memory.peak()
+    predicted = planner.sampling_peak(small(N), batch_size=2, patch_batch_size=size, dtype=dtype)
+    for kind in (*KINDS, "total"):
+        assert getattr(predicted, kind) == pytest.approx(getattr(measured, kind), rel=0.05), kind
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize(("N", "size"), [(1, None), (2, 1), (2, 3), (4, 5), (4, None)])
+def test_training_is_predicted(N, size, precision, recompute):
+    """Against the step that training takes; its averaged weights are added by hand."""
+    config = small(N, patch_batch_size=size, recompute_activations=recompute)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True, mixed_precision=precision)
+    unet = UNet.from_config(config.model)
+    unet.recompute = recompute
+    unet, optimizer = accelerator.prepare(unet, torch.optim.Adam(unet.parameters(), fused=True))
+    step = TrainingStep(config.trainer, accelerator, GaussianDiffusion(unet, config), optimizer)
+    step(0, [torch.zeros(2, 3, 32, 32)])
+    with LiveMemory(step.diffusion, optimizer.optimizer) as memory:
+        step(1, [torch.zeros(2, 3, 32, 32)])
+    measured = memory.peak()
+    predicted = planner.training_peak(config, batch_size=2, patch_batch_size=size, precision=precision)
+    averaged = sum(p.numel() * 4 for p in unet.parameters())
+    assert predicted.weights - averaged == pytest.approx(measured.weights, rel=0.05)
+    assert predicted.total - averaged == pytest.approx(measured.total, rel=0.05)
+    for kind in ("gradients", "optimizer", "activations"):
+        assert getattr(predicted, kind) == pytest.approx(getattr(measured, kind), rel=0.05), kind
+
+
+@pytest.mark.slow
+def test_training_activations_fall_as_the_square_of_the_divider():
+    held = {n: planner.training_peak(paper(n), batch_size=1, patch_batch_size=1).activations for n in (1, 2, 4, 8)}
+    for n in (2, 4, 8):
+        assert held[n] <= 1.15 * held[1] / n**2, (n, held)
+
+
+@pytest.mark.slow
+def test_recomputing_holds_less():
+    held = [
+        planner.training_peak(paper(4, recompute_activations=on), batch_size=1, patch_batch_size=1).activations
+        for on in (True, False)
+    ]
+    assert held[0] < 0.6 * held[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("size", "N", "most"), [(128, 1, 60), (128, 2, 16), (128, 4, 5), (128, 8, 2), (256, 4, 16), (256, 8, 6)]
+)
+def test_sampling_activations_of_the_papers_network(size, N, most):
+    peak = planner.sampling_peak(paper(N, size), batch_size=1, patch_batch_size=1)
+    assert peak.activations <= most * MIB
+    assert peak.weights == pytest.approx(483.7 * MIB, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_large_picture_on_a_small_card():
+    peak = planner.sampling_peak(paper(16, 1024), batch_size=1, patch_batch_size=1, dtype=torch.bfloat16)
+    assert peak.total < 340 * MIB
+    assert peak.weights == pytest.approx(242 * MIB, rel=1e-2)
+
+
+def peak(total):
+    return Peak(weights=100 * MIB, gradients=0, optimizer=0, buffers=0, activations=total - 100 * MIB, total=total)
+
+
+@pytest.mark.parametrize("slope", [1, 3.3, 7])
+@pytest.mark.parametrize("bend", [0, 0.02])
+def test_the_largest_patch_batch_is_found(slope, bend):
+    """Against trying all, on lines and on curves."""
+    totals = {k: int((200 + slope * k + bend * k**2) * MIB) for k in range(1, 65)}
+    asked = []
+
+    def peak_of(size):
+        asked.append(size)
+        return peak(totals[size])
+
+    for room in range(int(202 + slope), 1000, 17):
+        asked.clear()
+        size, found = planner.largest_patch_batch(peak_of, 64, room * MIB)
+        assert size == max(k for k, total in totals.items() if total <= room * MIB)
+        assert found.total == totals[size]
+        assert len(asked) <= 10
+
+
+def test_nothing_fits_is_one_sentence_that_says_what_would():
+    with pytest.raises(InputError) as error:
+        planner.largest_patch_batch(lambda size: peak((200 + size) * MIB), 64, 200 * MIB)
+    assert str(error.value) == (
+        "--max-memory 200.0 MiB is too little: one patch at a time needs 201.0 MiB, of which weights 100.0 MiB."
+    )
