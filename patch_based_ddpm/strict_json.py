@@ -107,9 +107,10 @@ def _value(value: Any, hint: Any, field: dataclasses.Field, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return build(hint, value, field.name)
     value = _typed(value, hint, f"{where}.{field.name}")
+    found = f"{where}.{field.name} is {_short(value)}"
     for part in value if isinstance(value, tuple) else (value,):
         if part is not None:
-            _check_bounds(part, field.metadata, f"{where}.{field.name} is {_short(value)}")
+            _check_bounds(part, field.metadata, found)
     return value
 
 

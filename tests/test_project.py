@@ -153,7 +153,7 @@ def playground(tmp_path_factory):
 
 def readme_commands():
     lines = [line for block in BLOCKS["bash"][2:] for line in block.strip().split("\n")]
-    return [line for line in lines if line.startswith("accelerate launch")]
+    return [line for line in lines if line.startswith(("accelerate launch", "python -m patch_based_ddpm"))]
 
 
 @pytest.mark.slow
