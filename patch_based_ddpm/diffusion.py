@@ -19,14 +19,20 @@ from torch.nn import functional as F
 
 from patch_based_ddpm import schedule
 from patch_based_ddpm.config import Config
-from patch_based_ddpm.patches import PatchBatch, merge, patch_batches, split
+from patch_based_ddpm.passes import Passes
+from patch_based_ddpm.patches import PatchBatch, global_content, patch_batch, put, take
 from patch_based_ddpm.unet import UNet
 
 LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss, "huber": F.huber_loss}
 
 
 class TrainingBatch(NamedTuple):
-    """Noisy patches and what the network should answer, (n, c, h, w)."""
+    """Noisy patches and what the network should answer.
+
+    Attributes:
+        inputs: n patches, and after them repetitions of the last one where passes are padded.
+        target: (n, c, h, w).
+    """
 
     inputs: PatchBatch
     target: Tensor
@@ -38,6 +44,9 @@ class GaussianDiffusion(nn.Module):
     Args:
         unet: predicts from `PatchBatch` inputs; any callable module with the signature of `UNet.forward`.
         config: the sections `model` (geometry) and `diffusion` (schedule, objective, loss) are read.
+
+    Attributes:
+        passes: how patches are dealt out to forward passes, beyond what each call asks for.
     """
 
     def __init__(self, unet: nn.Module, config: Config) -> None:
@@ -46,6 +55,7 @@ class GaussianDiffusion(nn.Module):
         self.config = config
         self.patch_divider = config.model.patch_divider
         self.timesteps = config.diffusion.timesteps
+        self.passes = Passes()
         beta = schedule.cosine_betas(self.timesteps)
         alpha_bar = schedule.alpha_bars(beta)
         posterior = schedule.posterior(beta)
@@ -85,8 +95,25 @@ class GaussianDiffusion(nn.Module):
         Raises:
             InputError: `patch_batch_size` is less than 1.
         """
-        outputs = [self._denoise(batch) for batch in patch_batches(x_t, t, self.patch_divider, patch_batch_size)]
-        return merge(torch.cat(outputs), self.patch_divider)
+        content = global_content(x_t, self.patch_divider)  # (b, c, h, w)
+        prediction = torch.empty_like(x_t, dtype=torch.float32)  # (b, c, H, W)
+        start = 0
+        while start < (total := self._patches_of(x_t)):
+            size = self.passes.size(total, patch_batch_size)
+            rows = self.passes.rows(start, size, total, x_t.device)
+            try:
+                patches = self._denoise(patch_batch(x_t, content, t, self.patch_divider, rows))  # (n, c, h, w)
+            except torch.OutOfMemoryError:
+                patches = None
+            if patches is None:  # and the error, which holds on to tensors, is gone
+                self.passes.shrink(size)
+                continue
+            put(prediction, self.patch_divider, rows, patches)
+            start += size
+        return prediction
+
+    def _patches_of(self, images: Tensor) -> int:
+        return self.patch_divider**2 * len(images)
 
     def _denoise(self, batch: PatchBatch) -> Tensor:
         # The network may hold half-precision weights; everything outside it stays float32.
@@ -176,17 +203,22 @@ class GaussianDiffusion(nn.Module):
         Yields:
             Batches that together hold each of the N*N*b patches once.
         """
-        targets = split(self.target(x_0, t, noise), self.patch_divider)  # (N*N*b, c, h, w)
-        start = 0
-        for inputs in patch_batches(self.q_sample(x_0, t, noise), t, self.patch_divider, patch_batch_size):
-            stop = start + len(inputs.t)
-            yield TrainingBatch(inputs, targets[start:stop])
-            start = stop
+        x_t, target = self.q_sample(x_0, t, noise), self.target(x_0, t, noise)  # (b, c, H, W)
+        content = global_content(x_t, self.patch_divider)  # (b, c, h, w)
+        total = self._patches_of(x_0)
+        size = self.passes.size(total, patch_batch_size)
+        for start in range(0, total, size):
+            rows = self.passes.rows(start, size, total, x_0.device)
+            yield TrainingBatch(
+                inputs=patch_batch(x_t, content, t, self.patch_divider, rows),
+                target=take(target, self.patch_divider, rows[: total - start]),
+            )
 
     def patch_losses(self, batch: TrainingBatch) -> Tensor:
         """The mean loss over the pixels of each patch, (n,). Its mean over all patches is the loss of the images."""
         loss = LOSSES[self.config.diffusion.loss_type]
-        return reduce(loss(self._denoise(batch.inputs), batch.target, reduction="none"), "n c h w -> n", "mean")
+        answer = self._denoise(batch.inputs)[: len(batch.target)]
+        return reduce(loss(answer, batch.target, reduction="none"), "n c h w -> n", "mean")
 
     def loss(self, x_0: Tensor, t: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """The training loss, the mean over all pixels of the whole images, all patches at once.

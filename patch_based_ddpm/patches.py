@@ -6,15 +6,11 @@ Shapes: `b` images, `n` patches in the pass, `c` channels, `H W` image, `h w` pa
 Patches are patch-major: row `s * b + k` of a batch of patches is patch `s` (row-major in the picture) of image `k`.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
-import torch
 from einops import rearrange, reduce
 from torch import Tensor
 from torch.nn import functional as F
-
-from patch_based_ddpm.errors import InputError
 
 
 def split(images: Tensor, patch_divider: int) -> Tensor:
@@ -41,6 +37,41 @@ def merge(patches: Tensor, patch_divider: int) -> Tensor:
         (b, c, H, W).
     """
     return rearrange(patches, "(i j b) c h w -> b c (i h) (j w)", i=patch_divider, j=patch_divider)
+
+
+def take(images: Tensor, patch_divider: int, rows: Tensor) -> Tensor:
+    """Copy some patches out of images: `split(images, N)[rows]`, without cutting up the rest.
+
+    Args:
+        images: (b, c, H, W); N divides H and W.
+        patch_divider: N.
+        rows: (n,) int64, numbers of patches in patch-major order, in [0, N*N*b).
+
+    Returns:
+        (n, c, h, w).
+    """
+    return _by_patch(images, patch_divider)[_places(rows, len(images), patch_divider)]
+
+
+def put(images: Tensor, patch_divider: int, rows: Tensor, patches: Tensor) -> None:
+    """Write patches into images, where `take` would find them.
+
+    Args:
+        images: (b, c, H, W), changed in place; N divides H and W.
+        patch_divider: N.
+        rows: (n,) int64, as in `take`.
+        patches: (n, c, h, w).
+    """
+    _by_patch(images, patch_divider)[_places(rows, len(images), patch_divider)] = patches
+
+
+def _by_patch(images: Tensor, patch_divider: int) -> Tensor:
+    return rearrange(images, "b c (i h) (j w) -> i j b c h w", i=patch_divider, j=patch_divider)
+
+
+def _places(rows: Tensor, images: int, patch_divider: int) -> tuple[Tensor, Tensor, Tensor]:
+    numbers = rows // images
+    return numbers // patch_divider, numbers % patch_divider, rows % images
 
 
 def one_hot_positions(indices: Tensor, patch_divider: int) -> Tensor:
@@ -85,35 +116,20 @@ class PatchBatch(NamedTuple):
     t: Tensor
 
 
-def patch_batches(x_t: Tensor, t: Tensor, patch_divider: int, patch_batch_size: int | None) -> Iterator[PatchBatch]:
-    """Walk through all patches of noisy images, a few at a time, in patch-major order.
+def patch_batch(x_t: Tensor, content: Tensor, t: Tensor, patch_divider: int, rows: Tensor) -> PatchBatch:
+    """Gather the network's inputs for some patches of noisy images.
 
     Args:
         x_t: (b, c, H, W) noisy images.
+        content: (b, c, h, w) their global content.
         t: (b,) int64 timesteps.
         patch_divider: N.
-        patch_batch_size: patches per batch, counted over all images; the last batch may hold fewer. None: all at once.
-
-    Yields:
-        Batches whose patches, joined, are `split(x_t, N)`.
-
-    Raises:
-        InputError: `patch_batch_size` is less than 1.
+        rows: (n,) int64, numbers of patches in patch-major order, in [0, N*N*b).
     """
-    if patch_batch_size is not None and patch_batch_size < 1:
-        raise InputError(
-            f"patch_batch_size is {patch_batch_size}; it must be at least 1, or None for all patches at once."
-        )
-    images = x_t.shape[0]
-    patches = split(x_t, patch_divider)  # (N*N*b, c, h, w)
-    content = global_content(x_t, patch_divider)  # (b, c, h, w)
-    total = patches.shape[0]
-    size = patch_batch_size or total
-    for start in range(0, total, size):
-        rows = torch.arange(start, min(start + size, total), device=x_t.device)
-        yield PatchBatch(
-            patches=patches[start : start + size],
-            content=content[rows % images],
-            position=one_hot_positions(rows // images, patch_divider),
-            t=t[rows % images],
-        )
+    of_image = rows % len(x_t)
+    return PatchBatch(
+        patches=take(x_t, patch_divider, rows),
+        content=content[of_image],
+        position=one_hot_positions(rows // len(x_t), patch_divider),
+        t=t[of_image],
+    )

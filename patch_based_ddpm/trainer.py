@@ -4,34 +4,29 @@ Everything random is a function of (seed, step, process), so a resumed run conti
 """
 
 import dataclasses
-import math
-import os
-import time
-from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from einops import rearrange
 from ema_pytorch import EMA
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from patch_based_ddpm import checkpoint, data, image_cache, pictures, published
+from patch_based_ddpm import checkpoint, pictures, published
+from patch_based_ddpm.batches import micro_batches, prepare_pixels
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.diffusion import GaussianDiffusion
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.live_memory import peak_memory
+from patch_based_ddpm.live_memory import MIB, peak_memory
 from patch_based_ddpm.previews import draw_preview
 from patch_based_ddpm.run_folder import RunFolder
 from patch_based_ddpm.sources import Source
 from patch_based_ddpm.tracking import Tracker
 from patch_based_ddpm.training_step import StepResult, TrainingStep
 from patch_based_ddpm.unet import UNet
-
-MIB = 2**20
+from patch_based_ddpm.window import Skips, Window
 
 
 class Trainer:
@@ -62,7 +57,7 @@ class Trainer:
         self.averaged = GaussianDiffusion(self.ema.ema_model, config).to(accelerator.device)
         self.training_step = TrainingStep(self.config, accelerator, diffusion, optimizer)
         self.step = 0
-        self.skipped_steps = 0
+        self.skips = Skips(0, accelerator.device)
         self.bad_images: set[int] = set()
 
     @property
@@ -75,10 +70,6 @@ class Trainer:
         """Images of one optimizer step, over all processes."""
         return self.config.train_batch_size * self.config.gradient_accumulate_every * self.accelerator.num_processes
 
-    @property
-    def _num_workers(self) -> int:
-        return _fair_share_of_cores() if self.config.num_workers is None else self.config.num_workers
-
     def train(self) -> None:
         """Run the steps that are left.
 
@@ -86,27 +77,22 @@ class Trainer:
             InputError: an image cannot be read or the cache not be built, or too many steps in a row were not finite.
         """
         config = self.config
-        pixels = self._pixels()
+        pixels = prepare_pixels(self.whole_config, self.accelerator, self.source, self.folder)
         self.tracker.start()
         if self.step > 0 and not self.folder.preview(self.step).exists():
             self.preview()  # the run was ended between this checkpoint and its preview
-        batches = self._micro_batches(pixels)
-        skipped_in_a_row = 0
+        batches = micro_batches(self.whole_config, self.accelerator, pixels, self.step, self._report_bad_images)
         window = Window()
         with self._progress(range(self.step, config.train_num_steps), "training") as bar:
             for _ in bar:
                 result = self.training_step(self.step, islice(batches, config.gradient_accumulate_every))
                 self.step += 1
                 window.results.append(result)
-                if result.applied:
-                    skipped_in_a_row = 0
-                    self._update_ema()
-                else:
-                    skipped_in_a_row += 1
-                    self.skipped_steps += 1
-                    self._check_skips(skipped_in_a_row, result)
+                self.skips.count(result.applied)
+                self._update_ema(result)
                 last = self.step == config.train_num_steps
                 if self.step % config.log_every == 0 or last:
+                    self._check_skips(result)
                     bar.set_postfix(self._log(window))
                     window = Window()
                 if self.step % config.save_and_sample_every == 0 or last:
@@ -115,74 +101,30 @@ class Trainer:
                     window = Window()  # so that a run resumed here logs what this one does
         self.tracker.finish()
 
-    def _pixels(self) -> data.Pixels:
-        """The images, resized as they are read, or out of the cache that the main process builds for all."""
-        model = self.whole_config.model
-        images = data.FittedImages(self.source, model.channels, *model.image_shape)
-        if not self.config.cache_images:
-            return images
-        path, built = self.folder.image_cache, None
-        if self.accelerator.is_main_process:
-            num_workers = self._num_workers * _processes_of_this_machine()  # the others wait, and their workers too
-            try:
-                built = image_cache.build(path, images, on_bad_image=self.config.on_bad_image, num_workers=num_workers)
-            except InputError as error:
-                built = error
-        (built,) = broadcast_object_list([built])
-        if isinstance(built, InputError):
-            raise built  # in every process, so that none is left waiting
-        return image_cache.open_cache(path, built)
-
-    def _micro_batches(self, pixels: data.Pixels) -> Iterator[Tensor]:
-        """This process's batches (b, c, H, W), from where the run stands, without end."""
-        config = self.config
-        images = data.TrainingImages(
-            pixels=pixels,
-            horizontal_flip=config.horizontal_flip,
-            seed=config.seed,
-            on_bad_image=config.on_bad_image,
-        )
-        stream = data.ShuffledStream(
-            size=self.source.size,
-            seed=config.seed,
-            process_index=self.accelerator.process_index,
-            num_processes=self.accelerator.num_processes,
-            start=self.step * config.train_batch_size * config.gradient_accumulate_every,
-        )
-        loader = data.loader(
-            images,
-            stream,
-            batch_size=config.train_batch_size,
-            num_workers=self._num_workers,
-            device=self.accelerator.device,
-        )
-        for batch, passed_over in loader:
-            self._report_bad_images(passed_over)
-            yield batch
-
     def _report_bad_images(self, passed_over: tuple[int, ...]) -> None:
         for index in set(passed_over) - self.bad_images:
             self.bad_images.add(index)
             tqdm.write(f"skipped an image that cannot be read: {self.source.name(index)}")
 
-    def _update_ema(self) -> None:
+    def _update_ema(self, result: StepResult) -> None:
         """Copy before `step_start_ema`, average from then on; ema-pytorch's own counting and warm-up stay out of it."""
-        if self.step % self.config.update_ema_every != 0:
+        if self.step % self.config.update_ema_every != 0 or not result.applied:  # asks the device only when it is time
             return
         if self.step < self.config.step_start_ema:
             self.ema.copy_params_from_model_to_ema()
         else:
             self.ema.update_moving_average(self.ema.ema_model, self.ema.model, current_decay=self.config.ema_decay)
 
-    def _check_skips(self, in_a_row: int, result: StepResult) -> None:
+    def _check_skips(self, last: StepResult) -> None:
+        _, in_a_row = self.skips.figures()
         if in_a_row >= self.config.max_skipped_steps:
             raise InputError(
-                f"stopped at step {self.step}: {in_a_row} steps in a row had a non-finite loss "
-                f"({result.loss.item()}) or gradient norm ({result.grad_norm.item()}); a lower train_lr, max_grad_norm "
-                "or lr_warmup_steps may help."
+                f"stopped at step {self.step}: {in_a_row} steps in a row had a non-finite loss ({last.loss.item()}) "
+                f"or gradient norm ({last.grad_norm.item()}); a lower train_lr, max_grad_norm or lr_warmup_steps may "
+                "help."
             )
 
-    def _log(self, window: "Window") -> dict[str, str]:
+    def _log(self, window: Window) -> dict[str, str]:
         """Report the steps since the last report; returns what the progress bar shows."""
         loss, grad_norm, patch_loss = window.means()
         patch_loss = self.accelerator.reduce(patch_loss, reduction="mean")  # (N*N,)
@@ -193,12 +135,16 @@ class Trainer:
             "images_per_second": len(window.results) * self.images_per_step / window.seconds,
             "peak_memory_mib": peak_memory(self.accelerator.device) / MIB,
             "ema_decay": self.config.ema_decay if self.step >= self.config.step_start_ema else 0.0,
-            "skipped_steps": self.skipped_steps,
+            "skipped_steps": self.skips.figures()[0],
             "bad_images": len(self._all_bad_images()),
         }
         heat_map = rearrange(patch_loss, "(i j) -> i j", i=self.whole_config.model.patch_divider).cpu().numpy()
         self.tracker.log(self.step, scalars, heat_map)
-        return {"loss": f"{loss:.4f}", "images/s": f"{scalars['images_per_second']:.1f}"}
+        return {
+            "loss": f"{loss:.4f}",
+            "images/s": f"{scalars['images_per_second']:.1f}",
+            "memory": f"{scalars['peak_memory_mib']:,.0f} MiB",
+        }
 
     def _all_bad_images(self) -> list[int]:
         """The unreadable images that any process met."""
@@ -218,7 +164,7 @@ class Trainer:
             "ema": self.ema.ema_model.state_dict(),
             "optimizer": self.training_step.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
-            "skipped_steps": self.skipped_steps,
+            "skipped_steps": self.skips.figures()[0],
             "bad_images": bad_images,
         }
         checkpoint.save(path, contents)
@@ -242,10 +188,11 @@ class Trainer:
             names = [name for name, _ in self.unet.named_parameters()]
             optimizer = published.translate_optimizer(optimizer, contents["published_model"], names)
         self.training_step.optimizer.load_state_dict(optimizer)
+        self.training_step.lay_out_moments()
         if contents["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(contents["scaler"])
         self.step = contents["step"]
-        self.skipped_steps = contents.get("skipped_steps", 0)
+        self.skips = Skips(contents.get("skipped_steps", 0), self.accelerator.device)
         self.bad_images = set(contents.get("bad_images", ()))
 
     def _check_same_model(self, saved: Config, path: checkpoint.PathLike) -> None:
@@ -278,34 +225,3 @@ class Trainer:
         return tqdm(
             steps, desc=what, initial=done, total=done + len(steps), disable=hidden, leave=leave, dynamic_ncols=True
         )
-
-
-def _fair_share_of_cores() -> int:
-    """The cores this process may use, divided among the processes that the launcher started on this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, cores // _processes_of_this_machine())
-
-
-def _processes_of_this_machine() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-class Window:
-    """The steps between two reports. Their figures stay on the device until `means` is asked for."""
-
-    def __init__(self) -> None:
-        self.started = time.perf_counter()
-        self.results: list[StepResult] = []
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.started
-
-    def means(self) -> tuple[float, float, Tensor]:
-        """Loss and gradient norm over the applied steps (NaN if there is none), and the patch loss (N*N,) over all."""
-        applied = [result for result in self.results if result.applied]
-        patch_loss = torch.stack([result.patch_loss for result in self.results]).mean(dim=0)
-        if not applied:
-            return math.nan, math.nan, patch_loss
-        loss = torch.stack([result.loss for result in applied]).mean().item()
-        return loss, torch.stack([result.grad_norm for result in applied]).mean().item(), patch_loss

@@ -6,8 +6,7 @@ Shapes: `b` images of a micro-batch, `n` patches in the pass, `c` channels, `H W
 """
 
 import contextlib
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from patch_based_ddpm.config import TrainerConfig
 from patch_based_ddpm.diffusion import GaussianDiffusion
+from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.randomness import Purpose, generator
 
 
@@ -29,13 +29,13 @@ class StepResult:
         loss: scalar, averaged over processes.
         grad_norm: scalar, L2 norm of the exchanged gradient, before clipping.
         patch_loss: (N*N,) this process's mean loss of each patch.
-        applied: whether the step was taken, that is, loss and gradient were finite.
+        applied: scalar bool, whether the step was taken, that is, loss and gradient were finite.
     """
 
     loss: Tensor
     grad_norm: Tensor
     patch_loss: Tensor
-    applied: bool
+    applied: Tensor
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class TrainingStep:
         config: batch, patches per pass, learning rate, clipping.
         accelerator: devices, processes, precision.
         diffusion: its `unet` is the one that the accelerator prepared.
-        optimizer: the prepared one.
+        optimizer: the prepared one, a fused Adam.
     """
 
     config: TrainerConfig
@@ -65,23 +65,51 @@ class TrainingStep:
             The measurements. A step whose loss or gradient is not finite changes neither weights nor optimizer.
         """
         self._set_learning_rate(step)
-        losses = [self._backward(step, micro_step, x_0) for micro_step, x_0 in enumerate(micro_batches)]
-        patch_loss = torch.stack(losses).mean(dim=0)  # (N*N,)
+        patch_loss = self._gradient(step, list(micro_batches))  # (N*N,)
         loss = self.accelerator.reduce(patch_loss.mean(), reduction="mean")
         grad_norm = self._clip()
         # Both are the same on all processes, so all of them decide alike.
-        applied = math.isfinite(loss) and math.isfinite(grad_norm)
-        if applied:
+        applied = loss.isfinite() & grad_norm.isfinite()
+        if self.accelerator.scaler is None:
+            # Fused Adam reads it on the device, where it leaves weights and moments alone: nobody waits for the answer.
+            self.optimizer.optimizer.found_inf = (~applied).float()
             self.optimizer.step()
-        elif self.accelerator.scaler is not None:
+        elif applied:
+            self.optimizer.step()
+        else:
             self.accelerator.scaler.update()  # lowers the scale of fp16 losses
         self.optimizer.zero_grad()
         return StepResult(loss, grad_norm, patch_loss, applied)
+
+    def lay_out_moments(self) -> None:
+        """Give loaded moments the memory layout of their parameters; fused Adam walks through both side by side."""
+        for parameter, state in self.optimizer.optimizer.state.items():
+            for name, values in state.items():
+                if values.shape == parameter.shape and values.stride() != parameter.stride():
+                    state[name] = torch.empty_like(parameter).copy_(values)
 
     def _set_learning_rate(self, step: int) -> None:
         warmth = min(1.0, (step + 1) / max(1, self.config.lr_warmup_steps))
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.train_lr * warmth
+
+    def _gradient(self, step: int, micro_batches: list[Tensor]) -> Tensor:
+        """Add up the gradient of all micro-batches; returns the mean loss of each patch, (N*N,).
+
+        When memory runs out everything begins anew, with smaller passes and the same random draws.
+
+        Raises:
+            InputError: a single patch does not fit, or the other processes are already in the exchange of gradients.
+        """
+        while True:
+            with contextlib.suppress(torch.OutOfMemoryError):
+                losses = [self._backward(step, micro_step, x_0) for micro_step, x_0 in enumerate(micro_batches)]
+                return torch.stack(losses).mean(dim=0)
+            self.optimizer.zero_grad()
+            self.diffusion.passes.shrink(self._patches_a_pass(micro_batches[0]))
+
+    def _patches_a_pass(self, x_0: Tensor) -> int:
+        return self.diffusion.passes.size(self.diffusion.patch_divider**2 * len(x_0), self.config.patch_batch_size)
 
     def _backward(self, step: int, micro_step: int, x_0: Tensor) -> Tensor:
         """Add one micro-batch's gradient; returns the mean loss of each patch, (N*N,)."""
@@ -98,11 +126,24 @@ class TrainingStep:
             done += len(batch.target)
             # Gradients add up locally; processes exchange them once, with the last patches of the optimizer step.
             exchange = micro_step == accumulate - 1 and done == patches
-            with contextlib.nullcontext() if exchange else self.accelerator.no_sync(self.diffusion.unet):
+            with self._exchange(x_0) if exchange else self.accelerator.no_sync(self.diffusion.unet):
                 chunk = self.diffusion.patch_losses(batch)  # (n,)
                 self.accelerator.backward(chunk.sum() / (patches * accumulate))
             losses.append(chunk.detach())
         return reduce(torch.cat(losses), "(s b) -> s", "mean", b=len(x_0))
+
+    @contextlib.contextmanager
+    def _exchange(self, x_0: Tensor) -> Iterator[None]:
+        """The pass in which processes exchange gradients: with others in it, it cannot be begun anew."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            if self.accelerator.num_processes == 1:
+                raise
+            raise InputError(
+                f"the device of process {self.accelerator.process_index} ran out of memory while gradients were "
+                f"exchanged, with {self._patches_a_pass(x_0)} patches in a pass; set trainer.patch_batch_size to less."
+            ) from error
 
     def _clip(self) -> Tensor:
         """Clip the gradient if the config says so; returns its norm before."""

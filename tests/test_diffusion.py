@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from patch_based_ddpm import GaussianDiffusion
+from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.patches import global_content, split
 from patch_based_ddpm.samplers import draw
 
@@ -138,6 +139,101 @@ def test_predicted_image_is_clipped(make_config, objective):
 def test_any_number_of_patches_a_pass_gives_the_same_prediction(make_diffusion, size):
     diffusion, x_t, t = make_diffusion(), torch.randn(3, 3, 8, 8), torch.tensor([0, 9, 4])
     torch.testing.assert_close(diffusion.predict(x_t, t, size), diffusion.predict(x_t, t), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_refuses_passes_of_no_patch(make_diffusion, size):
+    diffusion, t = make_diffusion(), torch.tensor([5])
+    with pytest.raises(InputError, match=f"patch_batch_size is {size}; it must be at least 1"):
+        diffusion.predict(torch.zeros(1, 3, 8, 8), t, size)
+    with pytest.raises(InputError, match=f"patch_batch_size is {size}; it must be at least 1"):
+        next(diffusion.training_batches(torch.zeros(1, 3, 8, 8), t, torch.zeros(1, 3, 8, 8), size))
+
+
+class Watched(nn.Module):
+    """Notes how many patches each pass holds; has room for `room` of them."""
+
+    def __init__(self, unet, room=1000):
+        super().__init__()
+        self.unet, self.room, self.passes = unet, room, []
+
+    def forward(self, patches, content, position, t):
+        if len(patches) > self.room:
+            raise torch.OutOfMemoryError("no room")
+        self.passes.append(len(patches))
+        return self.unet(patches, content, position, t)
+
+
+@pytest.mark.parametrize(("size", "passes"), [(5, [5, 5, 2]), (12, [12]), (50, [12]), (None, [12])])
+def test_passes_hold_what_was_asked_for(make_diffusion, size, passes):
+    diffusion, x_t, t = make_diffusion(), torch.randn(3, 3, 8, 8), torch.tensor([0, 9, 4])
+    diffusion.unet = Watched(diffusion.unet)
+    diffusion.predict(x_t, t, size)
+    assert diffusion.unet.passes == passes
+    assert [len(batch.target) for batch in diffusion.training_batches(x_t, t, x_t, size)] == passes
+
+
+@pytest.mark.parametrize("size", [1, 5, 7, 50, None])
+def test_padded_passes_are_of_one_size_and_give_the_same(make_diffusion, size):
+    diffusion, t = make_diffusion(), torch.tensor([0, 9, 4])
+    x_0, noise = images(), torch.randn(3, 3, 8, 8)
+    wanted = diffusion.predict(x_0, t)
+    gradients = torch.autograd.grad(diffusion.loss(x_0, t, noise), list(diffusion.parameters()))
+    diffusion.unet = Watched(diffusion.unet)
+    diffusion.passes.padded = True
+    torch.testing.assert_close(diffusion.predict(x_0, t, size), wanted, atol=1e-5, rtol=1e-5)
+    losses = [diffusion.patch_losses(batch) for batch in diffusion.training_batches(x_0, t, noise, size)]
+    assert len(torch.cat(losses)) == 12
+    assert len(set(diffusion.unet.passes)) == 1
+    torch.cat(losses).mean().backward()
+    for parameter, gradient in zip(diffusion.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_out_of_memory_halves_the_passes_and_changes_nothing_else(make_diffusion):
+    diffusion, x_t, t = make_diffusion(), torch.randn(3, 3, 8, 8), torch.tensor([0, 9, 4])
+    wanted = diffusion.predict(x_t, t)
+    diffusion.unet = Watched(diffusion.unet, room=4)
+    with (
+        pytest.warns(RuntimeWarning, match="with 12 patches in a pass; going on with 6"),
+        pytest.warns(RuntimeWarning, match="with 6 patches in a pass; going on with 3"),
+    ):
+        got = diffusion.predict(x_t, t)
+    assert diffusion.unet.passes == [3, 3, 3, 3]
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+    diffusion.predict(x_t, t)  # which remembers, and is not told again
+    assert diffusion.unet.passes == [3] * 8
+
+
+def test_out_of_memory_in_the_middle_goes_on_from_there(make_diffusion):
+    diffusion, x_t, t = make_diffusion(), torch.randn(3, 3, 8, 8), torch.tensor([0, 9, 4])
+    wanted = diffusion.predict(x_t, t)
+    watched = diffusion.unet = Watched(diffusion.unet)
+    watched.register_forward_hook(lambda *_: setattr(watched, "room", 2))
+    with pytest.warns(RuntimeWarning, match="with 4 patches in a pass; going on with 2"):
+        got = diffusion.predict(x_t, t, 4)
+    assert watched.passes == [4, 2, 2, 2, 2]
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_single_patch_that_does_not_fit_is_one_sentence(make_diffusion):
+    diffusion = make_diffusion()
+    diffusion.unet = Watched(diffusion.unet, room=0)
+    with pytest.raises(InputError, match="ran out of memory with a single patch in a pass; fewer images"):
+        diffusion.predict(torch.randn(1, 3, 8, 8), torch.tensor([0]), 1)
+
+
+def test_the_prediction_can_be_differentiated(make_diffusion):
+    """Guidance does so: the gradient with respect to the noisy image, by central differences."""
+    diffusion, t = make_diffusion().double(), torch.tensor([4])
+    x_t, direction = torch.randn(2, 1, 3, 8, 8)
+    predict = lambda x: diffusion.predict(x, t, 3).square().sum()  # noqa: E731
+    x = x_t.requires_grad_()
+    (gradient,) = torch.autograd.grad(predict(x), x)
+    with torch.no_grad():
+        step = 1e-2 * direction
+        slope = (predict(x_t + step) - predict(x_t - step)) / 2e-2
+    assert (gradient * direction).sum().item() == pytest.approx(slope.item(), rel=1e-2)
 
 
 @each_objective

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.patches import global_content, merge, one_hot_positions, patch_batches, split
+from patch_based_ddpm.patches import global_content, merge, one_hot_positions, patch_batch, put, split, take
 
 SIZES = [(2, 3, 8, 8, 2), (1, 1, 4, 4, 4), (3, 2, 6, 12, 3), (2, 3, 8, 4, 1), (2, 3, 8, 4, 4)]
 each_size = pytest.mark.parametrize(("b", "c", "H", "W", "N"), SIZES)
@@ -65,33 +64,34 @@ def test_global_content_is_the_mean_of_each_block(b, c, H, W, N):
                     assert content[k, channel, y, x].item() == pytest.approx(sum(block) / N**2, abs=1e-6)
 
 
-@pytest.mark.parametrize("size", [1, 2, 5, 7, 18, 100, None])
-def test_patch_batches_walk_through_all_patches_in_order(size):
+@each_size
+def test_taking_patches_is_splitting_and_choosing(b, c, H, W, N):
+    images = numbered(b, c, H, W)
+    rows = torch.randint(N * N * b, (7,))
+    assert torch.equal(take(images, N, rows), split(images, N)[rows])
+
+
+@each_size
+def test_put_undoes_take(b, c, H, W, N):
+    images, canvas = numbered(b, c, H, W), torch.full((b, c, H, W), -1.0)
+    rows = torch.randperm(N * N * b)
+    first, rest = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    put(canvas, N, rest, take(images, N, rest))
+    assert torch.equal(canvas == images, canvas >= 0)
+    assert torch.equal(take(canvas, N, first), torch.full((len(first), c, H // N, W // N), -1.0))
+    put(canvas, N, first, take(images, N, first))
+    assert torch.equal(canvas, images)
+
+
+def test_patch_batch_holds_what_belongs_to_each_patch():
     N, images, t = 3, torch.randn(2, 3, 6, 12), torch.tensor([7, 4])
-    batches = list(patch_batches(images, t, N, size))
-    wanted = 18 if size is None else size
-    assert [len(batch.t) for batch in batches] == [wanted] * (18 // wanted) + [18 % wanted] * (18 % wanted > 0)
-    patches, content, position, steps = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    assert torch.equal(patches, split(images, N))
     pooled = global_content(images, N)
-    for row, (number, k, patch) in enumerate(cut(images, N)):
-        assert torch.equal(patches[row], patch)
-        assert torch.equal(content[row], pooled[k])
-        assert position[row].tolist() == [float(place == number) for place in range(N * N)]
-        assert steps[row] == t[k]
-    assert steps.dtype == torch.int64
-
-
-def test_content_and_t_belong_to_the_image_of_the_patch():
-    """Image k is constant, k everywhere, so patch, content and timestep must all say k."""
-    images = torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 1, 4, 4)
-    for batch in patch_batches(images, 10 * torch.arange(4), 2, 3):
-        k = batch.patches[:, 0, 0, 0]
-        assert torch.equal(batch.content, batch.patches)
-        assert torch.equal(batch.t, (10 * k).long())
-
-
-@pytest.mark.parametrize("size", [0, -1])
-def test_refuses_patch_batches_of_none(size):
-    with pytest.raises(InputError, match=f"patch_batch_size is {size}; it must be at least 1"):
-        list(patch_batches(torch.zeros(1, 3, 4, 4), torch.tensor([0]), 2, size))
+    for rows in (torch.arange(18), torch.tensor([5, 0, 17])):
+        batch = patch_batch(images, pooled, t, N, rows)
+        for place, row in enumerate(rows.tolist()):
+            number, k, patch = list(cut(images, N))[row]
+            assert torch.equal(batch.patches[place], patch)
+            assert torch.equal(batch.content[place], pooled[k])
+            assert batch.position[place].tolist() == [float(other == number) for other in range(N * N)]
+            assert batch.t[place] == t[k]
+        assert batch.t.dtype == torch.int64

@@ -86,8 +86,8 @@ def test_ema_follows_the_published_rule(tmp_path):
     averages = []
     update = trainer._update_ema
 
-    def after():
-        update()
+    def after(result):
+        update(result)
         averages.append(trainer.ema.ema_model.conv_in.weight.clone())
 
     initial = trainer.unet.conv_in.weight.detach().clone()

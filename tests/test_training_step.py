@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -6,6 +7,7 @@ from accelerate import Accelerator
 from commands import launch
 
 from patch_based_ddpm import Config, GaussianDiffusion, UNet
+from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.randomness import Purpose, generator
 from patch_based_ddpm.training_step import TrainingStep
 
@@ -29,7 +31,9 @@ def build(patch_batch_size=None, **trainer):
     torch.manual_seed(0)
     accelerator = Accelerator(cpu=True)
     unet = UNet.from_config(config.model)
-    unet, optimizer = accelerator.prepare(unet, torch.optim.Adam(unet.parameters(), lr=config.trainer.train_lr))
+    unet, optimizer = accelerator.prepare(
+        unet, torch.optim.Adam(unet.parameters(), lr=config.trainer.train_lr, fused=True)
+    )
     return TrainingStep(config.trainer, accelerator, GaussianDiffusion(unet, config), optimizer)
 
 
@@ -100,6 +104,74 @@ def test_a_step_that_is_not_finite_changes_nothing(poison):
     assert torch.equal(step.optimizer.state_dict()["state"][0]["exp_avg"], moments)
     assert step(2, images(1)).applied
     assert not torch.equal(weights(step)["conv_in.weight"], before["conv_in.weight"])
+
+
+class Cramped(torch.nn.Module):
+    """Has room for a few patches; runs out of it in the middle of a step, when some gradients are there already."""
+
+    def __init__(self, unet, room, passes_before):
+        super().__init__()
+        self.unet, self.room, self.passes_left = unet, room, passes_before
+
+    def forward(self, patches, content, position, t):
+        self.passes_left -= 1
+        if self.passes_left < 0 and len(patches) > self.room:
+            raise torch.OutOfMemoryError("no room")
+        return self.unet(patches, content, position, t)
+
+
+def test_out_of_memory_begins_the_step_anew_with_smaller_passes():
+    wanted, step = build(4, gradient_accumulate_every=2), build(4, gradient_accumulate_every=2)
+    gradients = []
+    for taker in (wanted, step):
+        taker.optimizer.optimizer.register_step_pre_hook(
+            lambda optimizer, *_: gradients.append([p.grad.clone() for p in optimizer.param_groups[0]["params"]])
+        )
+    step.diffusion.unet = Cramped(step.diffusion.unet, room=1, passes_before=3)
+    expected = wanted(5, images(2))
+    with (
+        pytest.warns(RuntimeWarning, match="with 4 patches in a pass; going on with 2"),
+        pytest.warns(RuntimeWarning, match="with 2 patches in a pass; going on with 1"),
+    ):
+        got = step(5, images(2))
+    torch.testing.assert_close(got.loss, expected.loss)
+    torch.testing.assert_close(got.grad_norm, expected.grad_norm)
+    for whole, halved in zip(*gradients, strict=True):
+        torch.testing.assert_close(halved, whole, atol=1e-6, rtol=1e-4)
+
+
+def test_a_single_patch_that_does_not_fit_is_one_sentence():
+    step = build()
+    step.diffusion.unet = Cramped(step.diffusion.unet, room=0, passes_before=0)
+    with (
+        pytest.warns(RuntimeWarning, match="with 8 patches in a pass; going on with 4"),
+        pytest.warns(RuntimeWarning, match="going on with 2"),
+        pytest.warns(RuntimeWarning, match="going on with 1"),
+        pytest.raises(InputError, match="with a single patch in a pass"),
+    ):
+        step(0, images(1))
+
+
+def test_loaded_moments_lie_as_their_parameters_do():
+    """Fused Adam would mix the values up otherwise; older and published checkpoints hold them in another layout."""
+    step, other = build(), build()
+    for taker in (step, other):
+        taker(0, images(1))
+    state = copy.deepcopy(step.optimizer.state_dict())
+    for values in state["state"].values():
+        for name in ("exp_avg", "exp_avg_sq"):
+            values[name] = values[name].contiguous()
+    strides = [
+        [moments["state"][i]["exp_avg"].stride() for i in state["state"]]
+        for moments in (state, other.optimizer.state_dict())
+    ]
+    assert strides[0] != strides[1]
+    other.optimizer.load_state_dict(state)
+    other.lay_out_moments()
+    for taker in (step, other):
+        taker(1, images(1, seed=1))
+    for name, values in weights(step).items():
+        assert torch.equal(weights(other)[name], values), name
 
 
 def test_clipping_scales_the_gradient_to_the_limit():
