@@ -45,9 +45,10 @@ def test_the_lock_holds_everything_for_every_python():
     assert {"torch", "torchvision", "accelerate", "wandb", "einops", "tqdm", "pillow", "numpy", "ema-pytorch"} <= set(
         lock["default"]
     )
-    assert {"pytest", "ruff", "lmdb"} <= set(lock["develop"])
+    assert {"pytest", "ruff", "lmdb", "matplotlib"} <= set(lock["develop"])
     assert set(lock["lsun"]) == {"lmdb"}
-    for section in ("default", "develop", "lsun"):
+    assert "matplotlib" in lock["benchmark"]
+    for section in ("default", "develop", "lsun", "benchmark"):
         for name, entry in lock[section].items():
             assert not re.search(r"python_version >= '3\.1[1-9]'", entry.get("markers", "")), name
 
@@ -175,6 +176,7 @@ def test_readme_commands_run_word_for_word(playground, published_state):
     assert len(list((playground / "sampled_fast").glob("*.png"))) == 4
     assert len(list((playground / "sampled_published").glob("*.png"))) == 16
     assert checkpoint.read(playground / "logs" / "demo" / "checkpoints" / "model-last.pt")["step"] == 2
+    assert {path.name for path in (playground / "benchmark").iterdir()} == {"benchmark.json", "benchmark.png"}
     assert (playground / "logs" / "lsun_bedroom128" / "lmdb_keys-bedroom_train_lmdb.npz").exists()
 
     (program,) = BLOCKS["python"]

@@ -1,0 +1,212 @@
+"""Measure memory and speed beside plain networks, on this machine: `python -m patch_based_ddpm.benchmark`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import re
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from patch_based_ddpm import command_line, data
+from patch_based_ddpm.batches import micro_batches, prepare_pixels
+from patch_based_ddpm.benchmark_plot import save_plot
+from patch_based_ddpm.benchmark_report import DEFINITIONS, markdown
+from patch_based_ddpm.config import Config
+from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.measurements import DTYPES, STEPS, Bench, loading_speed, settings
+from patch_based_ddpm.run_folder import RunFolder
+from patch_based_ddpm.sources import BUILTIN_FACES, open_source
+
+PAPER_DIM = 128
+IMAGES_A_REPEAT = 256  # that the input pipeline loads between two looks at the clock
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with the given arguments, or with the process's own."""
+    args = _parse(argv)
+    device = torch.device(args.device)
+    config = _config(args)
+    configs = {N: _with_divider(config, N) for N in (1, *args.patch_dividers)}
+    _make_folder(args.out_dir)
+    torch.manual_seed(0)
+
+    bench = Bench(configs=configs, images=args.batch_size, device=device, compiled=args.compile)
+    chosen = settings(args.patch_dividers, args.patch_batch_sizes, args.dtypes, args.batch_size)
+    rows = {setting: {**vars(setting), "memory": {}, "seconds": {}} for setting in chosen}
+    for setting in _bar(chosen, "memory"):
+        for kind in STEPS:
+            rows[setting]["memory"][kind] = bench.memory(kind, setting)
+    for kind in () if args.memory_only else STEPS:
+        taken = bench.seconds(kind, chosen, args.repeats, lambda rounds, kind=kind: _bar(rounds, kind))
+        for setting in chosen:
+            rows[setting]["seconds"][kind] = taken[setting]
+
+    report = {
+        "machine": _machine(device),
+        "device": device.type,
+        "config": configs[1].to_dict(),
+        "patch_dividers": args.patch_dividers,
+        "patch_batch_sizes": args.patch_batch_sizes,
+        "dtypes": args.dtypes,
+        "batch_size": args.batch_size,
+        "compiled": args.compile,
+        "repeats": 0 if args.memory_only else args.repeats,
+        "settings": list(rows.values()),
+        "loading": None if args.memory_only else _loading(configs[1], args),
+        "definitions": DEFINITIONS,
+    }
+    path = args.out_dir / "benchmark.json"
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(markdown(report))
+    print(f"\nEvery figure and what it means is in {path}.")
+    picture = args.out_dir / "benchmark.png"
+    if find_spec("matplotlib") is None:
+        print(f'{picture} needs matplotlib, which `pipenv install --categories "packages benchmark"` installs.')
+    else:
+        save_plot(report, picture)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = command_line.Parser(
+        prog="patch_based_ddpm.benchmark", description="Measure memory and speed of training and sampling in patches."
+    )
+    parser.add_argument("--config", metavar="FILE", help="configuration whose model and data to use")
+    parser.add_argument("--dim", type=command_line.positive_int, help=f"or the model's width (default: {PAPER_DIM})")
+    parser.add_argument(
+        "--dim-mults",
+        type=_list_of(command_line.positive_int),
+        metavar="M,M",
+        help="and the width of each level over it",
+    )
+    parser.add_argument("--image-size", type=command_line.positive_int, metavar="S", help="and the side of an image")
+    parser.add_argument(
+        "--patch-dividers",
+        type=_list_of(command_line.positive_int),
+        default=[1, 2, 4, 8],
+        metavar="N,N",
+        help="default: 1,2,4,8",
+    )
+    parser.add_argument(
+        "--patch-batch-sizes",
+        type=_list_of(_count_or_all),
+        default=[1, None],
+        metavar="K,K",
+        help="patches per forward pass, counted over the batch (default: 1,all)",
+    )
+    parser.add_argument(
+        "--batch-size", type=command_line.positive_int, default=1, metavar="B", help="images in a step (default: 1)"
+    )
+    parser.add_argument("--dtypes", type=_list_of(_dtype), default=list(DTYPES), help=f"default: {','.join(DTYPES)}")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument(
+        "--repeats", type=command_line.positive_int, default=5, metavar="R", help="rounds of timing (default: 5)"
+    )
+    parser.add_argument("--out-dir", type=Path, default=Path("benchmark"), metavar="DIR", help="default: benchmark")
+    parser.add_argument("--memory-only", action="store_true", help="leave the timing out")
+    parser.add_argument("--compile", action="store_true", help="time our network through torch.compile")
+    args = parser.parse_args(argv)
+    if args.config is not None and (args.dim, args.dim_mults, args.image_size) != (None, None, None):
+        parser.error("--dim, --dim-mults and --image-size describe a model; they do not go with --config")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device is cuda, but PyTorch finds no CUDA GPU here")
+    if args.device is None:
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    return args
+
+
+def _list_of(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """For `type=`: values with commas between them, each once."""
+    return lambda text: list(dict.fromkeys(kind(part) for part in text.split(",")))
+
+
+def _count_or_all(text: str) -> int | None:
+    if text == "all":
+        return None
+    try:
+        return command_line.positive_int(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or all") from None
+
+
+def _dtype(text: str) -> str:
+    if text not in DTYPES:
+        raise argparse.ArgumentTypeError(f"{text!r} must be one of {', '.join(DTYPES)}")
+    return text
+
+
+def _config(args: argparse.Namespace) -> Config:
+    if args.config is not None:
+        return Config.load(args.config)
+    given = {"dim": args.dim or PAPER_DIM, "dim_mults": args.dim_mults, "image_size": args.image_size}
+    model = {name: value for name, value in given.items() if value is not None}
+    trainer = {"train_dataset_dir": BUILTIN_FACES, "log_dir": str(args.out_dir), "train_batch_size": args.batch_size}
+    return Config.from_dict({"trainer": trainer, "model": {**model, "patch_divider": 1}})
+
+
+def _with_divider(config: Config, patch_divider: int) -> Config:
+    sections = config.to_dict()
+    return Config.from_dict({**sections, "model": {**sections["model"], "patch_divider": patch_divider}})
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out-dir {str(path)!r} cannot be used: {error.strerror}.") from None
+
+
+def _bar(items: Sequence[Any], what: str) -> tqdm:
+    return tqdm(items, desc=what, dynamic_ncols=True)
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _processor() -> str:
+    """Its name; `platform` knows it on some systems only."""
+    listed = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*: (.*)", listed.read_text()) if listed.exists() else None
+    return named[1] if named else platform.processor() or platform.machine()
+
+
+def _loading(config: Config, args: argparse.Namespace) -> dict[str, Any]:
+    """How fast the input pipeline is that would feed a training run, cache included where the config asks for one."""
+    trainer, model = config.trainer, config.model
+    accelerator = command_line.start_accelerator(cpu=args.device == "cpu")
+    source = open_source(trainer.train_dataset_dir, *model.image_shape, trainer.seed, index_cache_dir=None)
+    if source.size is None:  # which no cache can hold
+        pixels = data.FittedImages(source, model.channels, *model.image_shape)
+    else:
+        pixels = prepare_pixels(config, accelerator, source, RunFolder(args.out_dir))
+    batches = micro_batches(config, accelerator, pixels, step=0, report_bad_images=lambda indexes: None)
+    speeds = loading_speed(batches, args.repeats, math.ceil(IMAGES_A_REPEAT / trainer.train_batch_size))
+    batches.close()  # and its workers
+    return {
+        "data": trainer.train_dataset_dir,
+        "cached": trainer.cache_images and source.size is not None,
+        "num_workers": trainer.num_workers,
+        "batch_size": trainer.train_batch_size,
+        "images_per_second": speeds,
+    }
+
+
+if __name__ == "__main__":
+    command_line.run(main)

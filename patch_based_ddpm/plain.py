@@ -1,0 +1,209 @@
+"""The same network written the ordinary way: what the benchmark measures against, and what the tests compare with.
+
+Layer for layer what the paper and its published code describe, with none of what `layers.py` does for memory and speed:
+feature maps lie channel by channel, attention keeps its queries, keys and values of all heads, nothing is written over,
+and the full-resolution skip that nothing reads is stored. Parameters have the names and shapes of `UNet`'s.
+
+Shapes: `n` patches in the pass, `c` channels, `h w` the feature map's height and width at that level, `a` heads,
+`N` patches a side, `d` dim, `m` dim_mults.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor, einsum, nn
+from torch.nn import functional as F
+
+from patch_based_ddpm.config import ModelConfig
+
+HEADS = 4
+HEAD_CHANNELS = 32
+EPS = 1e-5
+
+
+class PlainCondition(nn.Module):
+    """Timestep and position as one vector, see `unet.Condition`; not activated, each block does that for itself."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        self.dim = model.dim
+        self.time = nn.Linear(model.dim, model.dim)
+        self.position = nn.Linear(model.patch_divider**2, model.dim) if model.position_conditioning else None
+        self.join = nn.Linear(2 * model.dim if model.position_conditioning else model.dim, 4 * model.dim)
+
+    def forward(self, t: Tensor, position: Tensor) -> Tensor:
+        """Map `t` (n,) int64 and `position` (n, N*N) to (n, 4d)."""
+        half = self.dim // 2
+        frequencies = torch.exp(torch.arange(half, device=t.device) * (-math.log(10000) / (half - 1)))
+        angles = t[:, None] * frequencies[None, :]  # (n, d/2)
+        sinusoids = torch.cat([torch.sin(angles), torch.cos(angles)], dim=1)  # (n, d)
+        told = [F.gelu(self.time(sinusoids.to(self.time.weight.dtype)))]
+        if self.position is not None:
+            told.append(F.gelu(self.position(position.to(self.position.weight.dtype))))
+        return self.join(torch.cat(told, dim=1))  # (n, 4d)
+
+
+class PlainChannelNorm(nn.Module):
+    """Layer normalisation over the channels of each pixel, from mean and variance."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(x - mean) / sqrt(variance + eps) * gain + bias, of `x` (n, c, h, w)."""
+        mean = x.mean(dim=1, keepdim=True)  # (n, 1, h, w)
+        variance = x.var(dim=1, unbiased=False, keepdim=True)  # (n, 1, h, w)
+        return (x - mean) / (variance + EPS).sqrt() * self.gain[:, None, None] + self.bias[:, None, None]
+
+
+class PlainResBlock(nn.Module):
+    """Convolution, norm, modulation, SiLU; convolution, norm, SiLU; plus the input."""
+
+    def __init__(self, in_channels: int, out_channels: int, condition_dim: int | None, groups: int) -> None:
+        super().__init__()
+        self.conv_1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm_1 = nn.GroupNorm(groups, out_channels, eps=EPS)
+        self.modulation = nn.Linear(condition_dim, 2 * out_channels) if condition_dim is not None else None
+        self.conv_2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.norm_2 = nn.GroupNorm(groups, out_channels, eps=EPS)
+        self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Map `x` (n, in_channels, h, w) to (n, out_channels, h, w) under `condition` (n, condition_dim)."""
+        h = self.norm_1(self.conv_1(x))
+        if self.modulation is not None:
+            modulation = self.modulation(F.silu(condition))  # (n, 2 out_channels)
+            scale, shift = rearrange(modulation, "n c -> n c 1 1").chunk(2, dim=1)
+            h = h * (scale + 1) + shift
+        h = F.silu(h)
+        h = F.silu(self.norm_2(self.conv_2(h)))
+        return h + self.skip(x)
+
+
+class PlainAttention(nn.Module):
+    """Softmax attention over all pairs of pixels, pre-norm and residual."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = PlainChannelNorm(channels)
+        self.to_qkv = nn.Conv2d(channels, 3 * HEADS * HEAD_CHANNELS, 1, bias=False)
+        self.to_out = nn.Conv2d(HEADS * HEAD_CHANNELS, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x + attention(norm(x)) for `x` (n, c, h, w)."""
+        q, k, v = self._heads(x)
+        similarity = einsum("naci,nacj->naij", q * HEAD_CHANNELS**-0.5, k)  # (n, a, h*w, h*w)
+        out = einsum("naij,nacj->naci", similarity.softmax(dim=-1), v)  # (n, a, 32, h*w)
+        return x + self.to_out(self._joined(out, x))
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v, each (n, a, 32, h*w)."""
+        parts = self.to_qkv(self.norm(x)).chunk(3, dim=1)  # (n, 128, h, w) each
+        q, k, v = (rearrange(part, "n (a c) h w -> n a c (h w)", a=HEADS) for part in parts)
+        return q, k, v
+
+    def _joined(self, out: Tensor, x: Tensor) -> Tensor:
+        """The heads side by side, (n, 128, h, w)."""
+        return rearrange(out, "n a c (h w) -> n (a c) h w", h=x.shape[2])
+
+
+class PlainLinearAttention(PlainAttention):
+    """Attention through a 32 x 32 summary of each head's pixels, pre-norm and residual, with an output norm."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.norm_out = PlainChannelNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x + attention(norm(x)) for `x` (n, c, h, w)."""
+        q, k, v = self._heads(x)
+        q = q.softmax(dim=2) * HEAD_CHANNELS**-0.5
+        k = k.softmax(dim=3)
+        context = einsum("nacp,naep->nace", k, v)  # (n, a, 32, 32)
+        out = einsum("nace,nacp->naep", context, q)  # (n, a, 32, h*w)
+        return x + self.norm_out(self.to_out(self._joined(out, x)))
+
+
+class PlainLevel(nn.Module):
+    """Two residual blocks and a linear attention, and how the network goes on from them."""
+
+    def __init__(self, in_channels: int, out_channels: int, model: ModelConfig, resample: nn.Module) -> None:
+        super().__init__()
+        self.block_1 = PlainResBlock(in_channels, out_channels, 4 * model.dim, model.resnet_block_groups)
+        self.block_2 = PlainResBlock(out_channels, out_channels, 4 * model.dim, model.resnet_block_groups)
+        self.attention = PlainLinearAttention(out_channels)
+        self.resample = resample
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        return self.attention(self.block_2(self.block_1(x, condition), condition))
+
+
+class PlainUNet(nn.Module):
+    """Predicts the noise (or x_0, or v) of noisy patches, as `UNet` does.
+
+    Args:
+        model: the `model` section of a config.
+    """
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        self.global_content = model.global_content_conditioning
+        widths = [model.dim * mult for mult in model.dim_mults]
+        first = model.dim // 3 * 2 if model.init_dim is None else model.init_dim
+        seen = 2 * model.channels if self.global_content else model.channels
+        self.condition = PlainCondition(model)
+        self.conv_in = nn.Conv2d(seen, first, 7, padding=3)
+
+        self.encoder = nn.ModuleList()
+        for before, width in zip([first, *widths], widths):
+            downsample = nn.Conv2d(width, width, 4, stride=2, padding=1)
+            self.encoder.append(PlainLevel(before, width, model, downsample))
+        self.encoder[-1].resample = nn.Identity()
+
+        self.middle_1 = PlainResBlock(widths[-1], widths[-1], 4 * model.dim, model.resnet_block_groups)
+        self.middle_attention = PlainAttention(widths[-1])
+        self.middle_2 = PlainResBlock(widths[-1], widths[-1], 4 * model.dim, model.resnet_block_groups)
+
+        self.decoder = nn.ModuleList()
+        for width, after in zip(widths[:0:-1], widths[-2::-1]):
+            upsample = nn.ConvTranspose2d(after, after, 4, stride=2, padding=1)
+            self.decoder.append(PlainLevel(2 * width, after, model, upsample))
+
+        self.block_out = PlainResBlock(model.dim, model.dim, None, model.resnet_block_groups)
+        self.conv_out = nn.Conv2d(model.dim, model.channels, 1)
+
+    def forward(self, patches: Tensor, content: Tensor, position: Tensor, t: Tensor) -> Tensor:
+        """Denoise patches.
+
+        Args:
+            patches: (n, c, h, w) noisy patches; h and w can be halved len(dim_mults) - 1 times.
+            content: (n, c, h, w) the noisy image that each patch belongs to, average-pooled to patch size.
+            position: (n, N*N) one-hot.
+            t: (n,) int64 timesteps.
+
+        Returns:
+            (n, c, h, w), what the objective asks for.
+        """
+        condition = self.condition(t, position)  # (n, 4d)
+        x = self.conv_in(torch.cat([patches, content], dim=1) if self.global_content else patches)
+
+        skips = []
+        for level in self.encoder:
+            x = level(x, condition)  # (n, d*m, h, w)
+            skips.append(x)
+            x = level.resample(x)  # (n, d*m, h/2, w/2)
+
+        x = self.middle_1(x, condition)
+        x = self.middle_attention(x)
+        x = self.middle_2(x, condition)
+
+        for level in self.decoder:
+            x = level(torch.cat([x, skips.pop()], dim=1), condition)  # (n, d*m', h, w)
+            x = level.resample(x)  # (n, d*m', 2h, 2w)
+
+        return self.conv_out(self.block_out(x))  # (n, c, h, w)
