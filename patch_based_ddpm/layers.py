@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 HEADS = 4
 HEAD_CHANNELS = 32
-HEAD_SLICES = [slice(start, start + HEAD_CHANNELS) for start in range(0, HEADS * HEAD_CHANNELS, HEAD_CHANNELS)]
 
 
 class SinusoidalEmbedding(nn.Module):
@@ -117,9 +116,9 @@ class LinearAttention(nn.Module):
         contexts = self._contexts(pixels, to_k, to_v)  # (n, 32, 32) each
         q = F.linear(pixels, to_q).unflatten(-1, (HEADS, HEAD_CHANNELS)).softmax(dim=-1).flatten(-2)  # (n, p, 128)
         if pixels.shape[1] > pixels.shape[2]:
-            folded = torch.cat([context @ to_out[:, head].t() for context, head in zip(contexts, HEAD_SLICES)], dim=1)
+            folded = torch.cat([context @ head.t() for context, head in zip(contexts, _heads(to_out))], dim=1)
             return torch.baddbmm(self.to_out.bias, q, folded)  # (n, p, c), from (n, 128, c)
-        answers = [q[..., head] @ context for context, head in zip(contexts, HEAD_SLICES)]  # (n, p, 32) each
+        answers = [head @ context for context, head in zip(contexts, _heads(q))]  # (n, p, 32) each
         return F.linear(torch.cat(answers, dim=-1), to_out, self.to_out.bias)  # (n, p, c)
 
     @staticmethod
@@ -127,7 +126,7 @@ class LinearAttention(nn.Module):
         """k^T v / sqrt(32) of each head, k a softmax over the pixels; both are gone before q is made."""
         k = F.linear(pixels, to_k).softmax(dim=1)  # (n, p, 128)
         v = F.linear(pixels, to_v)  # (n, p, 128)
-        return [k[..., head].mT @ v[..., head] * HEAD_CHANNELS**-0.5 for head in HEAD_SLICES]
+        return [k.mT @ v * HEAD_CHANNELS**-0.5 for k, v in zip(_heads(k), _heads(v))]
 
 
 class Attention(nn.Module):
@@ -151,6 +150,11 @@ class Attention(nn.Module):
         out = rearrange(F.scaled_dot_product_attention(q, k, v), "n a p c -> n p (a c)")
         out = pixels + F.linear(out, self.to_out.weight.flatten(1), self.to_out.bias)
         return rearrange(out, "n (h w) c -> n c h w", h=x.shape[-2])
+
+
+def _heads(x: Tensor) -> tuple[Tensor, ...]:
+    """Each head's part of (..., 128), as views."""
+    return x.split(HEAD_CHANNELS, dim=-1)
 
 
 def _reusing() -> bool:
