@@ -55,6 +55,13 @@ def byte_count(text: str) -> int:
     return int(float(match[1]) * BYTE_UNITS[match[2].upper()])
 
 
+def add_max_memory(parser: argparse.ArgumentParser) -> None:
+    """The flag `--max-memory`, in bytes."""
+    parser.add_argument(
+        "--max-memory", type=byte_count, metavar="6GiB", help="let as many patches share a pass as fit (per process)"
+    )
+
+
 def _whole_number(text: str, least: int) -> int:
     if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least {least}")

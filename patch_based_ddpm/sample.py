@@ -83,12 +83,7 @@ def _parser() -> command_line.Parser:
         metavar="K",
         help="patches per forward pass, counted over the batch; less is less memory (default: all)",
     )
-    parser.add_argument(
-        "--max-memory",
-        type=command_line.byte_count,
-        metavar="6GiB",
-        help="let as many patches share a pass as fit (per process)",
-    )
+    command_line.add_max_memory(parser)
     parser.add_argument("--compile", action="store_true", help="compile the network: a slow start, then faster")
     parser.add_argument("--sampler", choices=SAMPLERS, default="ddpm", help="default: ddpm, all steps")
     parser.add_argument("--steps", type=command_line.positive_int, metavar="K", help="steps of ddim (default: all)")

@@ -72,12 +72,7 @@ def _parser() -> command_line.Parser:
     start.add_argument(
         "--restart-step", type=command_line.non_negative_int, metavar="N", help="continue from checkpoints/model-N.pt"
     )
-    parser.add_argument(
-        "--max-memory",
-        type=command_line.byte_count,
-        metavar="6GiB",
-        help="let as many patches share a pass as fit (per process)",
-    )
+    command_line.add_max_memory(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop; writes nothing")
     return parser
 
