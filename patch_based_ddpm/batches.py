@@ -1,7 +1,7 @@
 """The training images of one process, batch by batch: resized as they are read, or out of a cache built before."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -43,7 +43,7 @@ def micro_batches(
     pixels: data.Pixels,
     step: int,
     report_bad_images: Callable[[tuple[int, ...]], None],
-) -> Iterator[Tensor]:
+) -> Generator[Tensor, None, None]:
     """This process's batches, without end.
 
     Args:

@@ -8,6 +8,7 @@ other names; `published.py` translates them.
 import os
 import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from patch_based_ddpm import published
+from patch_based_ddpm.atomic_write import atomic_write
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.diffusion import GaussianDiffusion
 from patch_based_ddpm.errors import InputError
@@ -23,8 +25,12 @@ FORMAT = "patch_based_ddpm 1"
 PathLike = str | os.PathLike[str]
 
 
+class DamagedCheckpoint(InputError):  # noqa: N818 - it is caught for what it is
+    """A checkpoint file that cannot be read, or whose bytes are not those that were written."""
+
+
 def save(path: PathLike, contents: dict[str, Any]) -> None:
-    """Write a checkpoint beside its place, flush it to disk, then rename it: a reader sees all of it or none.
+    """Write a checkpoint whole or not at all, see `atomic_write`.
 
     Args:
         path: the file; its folder exists.
@@ -33,17 +39,18 @@ def save(path: PathLike, contents: dict[str, Any]) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    path = Path(path)
-    unfinished = path.with_name(path.name + ".unfinished")
-    with open(unfinished, "wb") as file:
-        torch.save({"format": FORMAT, **contents}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    with atomic_write(Path(path)) as file:
+        try:
+            torch.save({"format": FORMAT, **contents}, file)
+        except RuntimeError as error:
+            # torch tries to end the archive even so, and what went wrong with that hides the reason.
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def read(path: PathLike) -> dict[str, Any]:
     """Read a checkpoint onto the CPU, ours or a published one, with our names either way.
+
+    The checksums (CRC-32) of one of ours are verified: torch writes them, but does not look at them.
 
     Prefixes that wrappers leave in names (`module.`, `_orig_mod.`) are taken off.
 
@@ -55,7 +62,8 @@ def read(path: PathLike) -> dict[str, Any]:
         none, and its `optimizer` is still in its own layout, see `published.translate_optimizer`.
 
     Raises:
-        InputError: there is no such file, it holds code, it is damaged, or it is no checkpoint.
+        DamagedCheckpoint: it cannot be read, or is damaged.
+        InputError: there is no such file, it holds code, or it is no checkpoint.
     """
     path = Path(path)
     if not path.is_file():
@@ -67,16 +75,17 @@ def read(path: PathLike) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error):  # the name of a class or function that is none of torch's own for weights
             raise InputError(f"{path}: refused, because it holds code and not only weights.") from None
-        raise InputError(f"{path}: is damaged or not a checkpoint.") from None
+        raise DamagedCheckpoint(f"{path}: is damaged or not a checkpoint.") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}.") from None
+        raise DamagedCheckpoint(f"{path}: cannot be read: {error.strerror or error}.") from None
     except Exception as error:
         # What torch raises on a damaged archive is not documented: RuntimeError, EOFError, KeyError, UnicodeError...
-        raise InputError(f"{path}: is damaged or not a checkpoint ({type(error).__name__}).") from None
+        raise DamagedCheckpoint(f"{path}: is damaged or not a checkpoint ({type(error).__name__}).") from None
     if not isinstance(contents, dict) or not all(isinstance(contents.get(key), dict) for key in ("model", "ema")):
         raise InputError(f"{path}: is not a checkpoint; it must hold the weights `model` and `ema`.")
     weights = {key: _without_wrappers(contents[key], path) for key in ("model", "ema")}
     if contents.get("format") == FORMAT:
+        _verify(path)
         return {
             "step": None,
             "optimizer": None,
@@ -97,6 +106,16 @@ def read(path: PathLike) -> dict[str, Any]:
         "scaler": contents.get("scaler"),
         "published": True,
     }
+
+
+def _verify(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # zipfile, too, raises whatever damaged headers lead it to
+        raise DamagedCheckpoint(f"{path}: is damaged ({type(error).__name__}).") from None
+    if damaged is not None:
+        raise DamagedCheckpoint(f"{path}: is damaged; the checksum of {damaged!r} in it is not that of its bytes.")
 
 
 def _config(contents: dict[str, Any], path: Path) -> Config:

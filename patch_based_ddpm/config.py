@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from patch_based_ddpm import strict_json
+from patch_based_ddpm.atomic_write import atomic_write
 from patch_based_ddpm.errors import InputError
 
 MAX_IMAGE_SIZE = 2**16
@@ -45,6 +46,7 @@ class TrainerConfig:
     step_start_ema: int = _field(2000, "before this step the averaged weights are a copy of the model", least=0)
     update_ema_every: int = _field(10, "steps between two updates of the averaged weights", least=1)
     save_and_sample_every: int = _field(1000, "steps between two checkpoints with their preview", least=1)
+    checkpoints_total_limit: int | None = _field(None, "so many checkpoints stay, the newest; null: all", least=1)
     num_workers: int | None = _field(
         None, "processes that load images, per training process; null: its share of the cores", least=0
     )
@@ -218,4 +220,5 @@ class Config:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the configuration as JSON, every default filled in."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        with atomic_write(Path(path)) as file:
+            file.write((json.dumps(self.to_dict(), indent=2) + "\n").encode())

@@ -7,6 +7,7 @@ Shapes: `b` images, `c` channels, `H W` image.
 """
 
 import multiprocessing
+import multiprocessing.forkserver
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, count
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from patch_based_ddpm.decoding import UnreadableImage, fit, to_mode
 from patch_based_ddpm.randomness import Purpose, generator
 from patch_based_ddpm.sources import Source
+from patch_based_ddpm.stopping import ignored_by_children, outlive_signals
 
 Sample = tuple[Tensor, tuple[int, ...]]
 
@@ -217,6 +219,7 @@ def loader(
         collate_fn=_collate_carried,
         pin_memory=device.type == "cuda",
         multiprocessing_context=worker_context() if num_workers else None,
+        worker_init_fn=outlive_signals,
         generator=torch.Generator(),  # torch draws the workers' unused seeds from it, and not from the global generator
         persistent_workers=num_workers > 0,
     )
@@ -232,4 +235,6 @@ def worker_context() -> BaseContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", __name__])  # torch is imported once, not by every worker
+    with ignored_by_children():
+        multiprocessing.forkserver.ensure_running()
     return context

@@ -4,14 +4,17 @@ LOG_DIR/ holds config.json (every default filled in), metrics.jsonl (one object 
 (model-STEP.pt and model-last.pt), sampled/ (previews), wandb/, and image_cache.npy where trainer.cache_images is true.
 """
 
+import errno
 import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from patch_based_ddpm.atomic_write import SUFFIX, atomic_write, flush_folder
 from patch_based_ddpm.errors import InputError
 
 
@@ -72,45 +75,61 @@ class RunFolder:
         names = [re.fullmatch(r"model-(\d+)\.pt", path.name) for path in self.checkpoints.glob("model-*.pt")]
         return sorted(int(name[1]) for name in names if name)
 
-    def find(self, resume: str) -> Path | None:
-        """The checkpoint that `--resume` asks for; "latest" is the one saved last, not the one of the most steps.
+    def saved(self) -> list[Path]:
+        """The checkpoints, those saved last first; a run that was taken back saves lower steps after higher ones."""
+        paths = [self.checkpoint(step) for step in reversed(self.steps())]
+        return sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+    def candidates(self, resume: str) -> list[Path]:
+        """The checkpoints that `--resume` may mean, best first: a later one is for when those before are damaged.
 
         Args:
             resume: "latest", or a file.
 
         Returns:
-            The file; None for "latest" where there is none yet, so that one command line starts and restarts a run.
+            Files; none for "latest" where there are none yet, so that one command line starts and restarts a run.
         """
         if resume != "latest":
-            return Path(resume)
-        if self.last_checkpoint.exists():
-            return self.last_checkpoint
-        steps = self.steps()
-        return self.checkpoint(steps[-1]) if steps else None
+            return [Path(resume)]
+        if not self.last_checkpoint.exists():
+            return self.saved()
+        return [self.last_checkpoint, *(path for path in self.saved() if not path.samefile(self.last_checkpoint))]
 
     def point_last_at(self, checkpoint: Path) -> None:
         """Let model-last.pt be this checkpoint: a hard link, or a copy where the file system has no links."""
-        unfinished = self.last_checkpoint.with_suffix(".pt.unfinished")
+        unfinished = self.last_checkpoint.with_name(self.last_checkpoint.name + SUFFIX)
         unfinished.unlink(missing_ok=True)
         try:
             os.link(checkpoint, unfinished)
         except OSError:
-            shutil.copyfile(checkpoint, unfinished)
+            with open(checkpoint, "rb") as source, atomic_write(self.last_checkpoint) as copy:
+                shutil.copyfileobj(source, copy)
+            return
         unfinished.replace(self.last_checkpoint)
+        flush_folder(self.checkpoints)
 
-    def append_metrics(self, values: dict[str, Any]) -> None:
-        """Add one line to metrics.jsonl."""
-        with open(self.metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+    def remove_unfinished(self) -> None:
+        """Remove what a killed run had begun to write."""
+        for path in self.checkpoints.glob("*" + SUFFIX):
+            path.unlink(missing_ok=True)
+
+    def append_metrics(self, lines: Sequence[dict[str, Any]]) -> None:
+        """Add lines to metrics.jsonl, all or none."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        with open(self.metrics, "ab", buffering=0) as file:
+            size = file.tell()
+            if file.write(data) < len(data):
+                file.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop what was logged after `step`, and a line that was cut off: a resumed run logs it again."""
         if not self.metrics.exists():
             return
         kept = [line for line in self.metrics.read_text(encoding="utf-8").splitlines() if _logged_step(line) <= step]
-        unfinished = self.metrics.with_suffix(".unfinished")
-        unfinished.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        unfinished.replace(self.metrics)
+        with atomic_write(self.metrics) as file:
+            file.write("".join(line + "\n" for line in kept).encode())
 
 
 def _logged_step(line: str) -> float:

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.run_folder import RunFolder
+from patch_based_ddpm.saving import tell_unwritten
 
 DEFAULT_PROJECT = "patch_based_ddpm"
 
@@ -31,6 +32,7 @@ class Tracker:
         self.config = config
         self.folder = folder
         self.wandb = None
+        self._unwritten: list[dict[str, Any]] = []
 
     def start(self) -> None:
         """Start wandb if it is enabled, as the same wandb run when this one is resumed."""
@@ -90,7 +92,12 @@ class Tracker:
             return
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         losses = [[value if math.isfinite(value) else None for value in row] for row in heat_map.tolist()]
-        self.folder.append_metrics({"step": step, **finite, "patch_loss": losses})
+        self._unwritten.append({"step": step, **finite, "patch_loss": losses})
+        try:
+            self.folder.append_metrics(self._unwritten)
+            self._unwritten = []
+        except OSError as error:  # they are written with the next ones
+            tell_unwritten(self.folder.metrics, error)
         self._show(step, scalars, patch_loss=_heat(heat_map))
 
     def log_preview(self, step: int, grid: np.ndarray) -> None:

@@ -1,5 +1,6 @@
 """Train a model: `accelerate launch -m patch_based_ddpm.train --config FILE`."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from patch_based_ddpm.config import Config
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.run_folder import RunFolder
 from patch_based_ddpm.sources import Source, open_source
+from patch_based_ddpm.stopping import REQUEUE_STATUS, Stopped
 from patch_based_ddpm.trainer import Trainer
 
 
@@ -22,11 +24,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = RunFolder(Path(config.trainer.log_dir))
     accelerator = _accelerator(config)
     resume = folder.checkpoint(args.restart_step) if args.restart_step is not None else args.resume
-    found = folder.find(str(resume)) if resume is not None else None
+    candidates = [] if resume is None else folder.candidates(str(resume))
     if resume is None and folder.steps() and not args.dry_run:
         raise InputError(
             f"{folder.checkpoints} already holds checkpoints up to step {folder.steps()[-1]}; go on with --resume "
             "latest, or choose another trainer.log_dir."
+        )
+    if folder.root.resolve().is_relative_to(Path(config.trainer.train_dataset_dir).resolve()):
+        raise InputError(
+            f"trainer.log_dir {str(folder.root)!r} lies in train_dataset_dir; its previews would become training "
+            "images."
         )
     height, width = config.model.image_shape
     cache = None if args.dry_run else folder.root
@@ -42,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     trainer = Trainer(config, accelerator, source, folder)
     if limit is not None:
         trainer.limit_passes(limit)
-    if found is not None:
-        trainer.resume(found)
+    if candidates:
+        trainer.resume(*candidates)
     if len(set(gather_object([trainer.step]))) > 1:
         raise InputError(
             f"the processes found different checkpoints; {folder.root} must be one folder for all of them."
@@ -52,14 +59,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.dry_run:
         return
     if accelerator.is_main_process:
-        config.save(folder.config)
-        if found is None:
-            folder.wandb_id.unlink(missing_ok=True)  # of a run that never saved
-        folder.forget_metrics_after(trainer.step)
+        _begin(config, folder, trainer.step)
     accelerator.wait_for_everyone()
-    trainer.train()
+    try:
+        trainer.train()
+    except Stopped as stop:
+        accelerator.print(f"Stopped by {stop} at step {trainer.step}; --resume latest goes on.")
+        sys.exit(REQUEUE_STATUS)
     accelerator.print(f"Done: {folder.last_checkpoint} holds step {trainer.step}.")
     accelerator.end_training()
+
+
+def _begin(config: Config, folder: RunFolder, step: int) -> None:
+    """Write down what is going to run, and clear away what an earlier one left undone."""
+    try:
+        config.save(folder.config)
+        if step == 0:
+            folder.wandb_id.unlink(missing_ok=True)  # of a run that never saved
+        folder.forget_metrics_after(step)
+        folder.remove_unfinished()
+    except OSError as error:
+        raise InputError(f"trainer.log_dir {str(folder.root)!r} cannot be written to: {error.strerror}.") from None
 
 
 def _parser() -> command_line.Parser:

@@ -3,7 +3,8 @@
 Everything random is a function of (seed, step, process), so a resumed run continues the uninterrupted one.
 """
 
-import dataclasses
+from collections.abc import Iterator
+from contextlib import closing
 from itertools import islice
 from typing import Any
 
@@ -14,15 +15,18 @@ from einops import rearrange
 from ema_pytorch import EMA
 from tqdm.auto import tqdm
 
-from patch_based_ddpm import checkpoint, pictures, published
+from patch_based_ddpm import checkpoint, pictures, run_state
 from patch_based_ddpm.batches import micro_batches, prepare_pixels
 from patch_based_ddpm.config import Config
+from patch_based_ddpm.data import Pixels
 from patch_based_ddpm.diffusion import GaussianDiffusion
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.live_memory import MIB, peak_memory
 from patch_based_ddpm.previews import draw_preview
 from patch_based_ddpm.run_folder import RunFolder
+from patch_based_ddpm.saving import Saver, tell_unwritten
 from patch_based_ddpm.sources import Source
+from patch_based_ddpm.stopping import SignalWatch, Wish
 from patch_based_ddpm.tracking import Tracker
 from patch_based_ddpm.training_step import StepResult, TrainingStep
 from patch_based_ddpm.unet import UNet
@@ -60,7 +64,10 @@ class Trainer:
         diffusion.passes.padded = self.config.compile  # one shape, compiled once
         self.averaged = GaussianDiffusion(self.ema.ema_model, config).to(accelerator.device)
         self.training_step = TrainingStep(self.config, accelerator, diffusion, optimizer)
+        self.saver = Saver(accelerator, folder, self.config.checkpoints_total_limit)
+        self.signals = SignalWatch(accelerator)
         self.step = 0
+        self.window = Window()
         self.skips = Skips(0, accelerator.device)
         self.bad_images: set[int] = set()
 
@@ -83,32 +90,50 @@ class Trainer:
         """Run the steps that are left.
 
         Raises:
-            InputError: an image cannot be read or the cache not be built, or too many steps in a row were not finite.
+            InputError: an image cannot be read or the cache not be built, or too many steps in a row were not finite or
+                could not be saved.
+            Stopped: a signal asked for it; this step is saved.
         """
-        config = self.config
         pixels = prepare_pixels(self.whole_config, self.accelerator, self.source, self.folder)
         self.tracker.start()
-        if self.step > 0 and not self.folder.preview(self.step).exists():
+        try:
+            with self.signals:
+                self._train(pixels)
+        finally:
+            self.tracker.finish()
+
+    def _train(self, pixels: Pixels) -> None:
+        config = self.config
+        if self.step > 0 and self._preview_is_due and not self.folder.preview(self.step).exists():
             self.preview()  # the run was ended between this checkpoint and its preview
-        batches = micro_batches(self.whole_config, self.accelerator, pixels, self.step, self._report_bad_images)
-        window = Window()
-        with self._progress(range(self.step, config.train_num_steps), "training") as bar:
+        stream = micro_batches(self.whole_config, self.accelerator, pixels, self.step, self._report_bad_images)
+        remaining = range(self.step, config.train_num_steps)
+        with closing(stream) as batches, self._progress(remaining, "training") as bar:
             for _ in bar:
                 result = self.training_step(self.step, islice(batches, config.gradient_accumulate_every))
                 self.step += 1
-                window.results.append(result)
+                self.window.add(result)
                 self.skips.count(result.applied)
                 self._update_ema(result)
-                last = self.step == config.train_num_steps
-                if self.step % config.log_every == 0 or last:
+                if self.step % config.log_every == 0 or self._is_last:
                     self._check_skips(result)
-                    bar.set_postfix(self._log(window))
-                    window = Window()
-                if self.step % config.save_and_sample_every == 0 or last:
-                    self.save()
+                    bar.set_postfix(self._log())
+                wish = self.signals.agreed()
+                if (self._preview_is_due or wish) and not self.save() and self._is_last:
+                    raise InputError(f"step {self.step}, the last one, could not be saved.")
+                if wish is Wish.STOP:
+                    self.signals.stop()
+                if self._preview_is_due:
                     self.preview()
-                    window = Window()  # so that a run resumed here logs what this one does
-        self.tracker.finish()
+
+    @property
+    def _is_last(self) -> bool:
+        return self.step == self.config.train_num_steps
+
+    @property
+    def _preview_is_due(self) -> bool:
+        """Whether this step gets a checkpoint and a preview."""
+        return self.step % self.config.save_and_sample_every == 0 or self._is_last
 
     def _report_bad_images(self, passed_over: tuple[int, ...]) -> None:
         for index in set(passed_over) - self.bad_images:
@@ -133,19 +158,20 @@ class Trainer:
                 "help."
             )
 
-    def _log(self, window: Window) -> dict[str, str]:
+    def _log(self) -> dict[str, str]:
         """Report the steps since the last report; returns what the progress bar shows."""
+        window, self.window = self.window, Window()
         loss, grad_norm, patch_loss = window.means()
         patch_loss = self.accelerator.reduce(patch_loss, reduction="mean")  # (N*N,)
         scalars = {
             "loss": loss,
             "learning_rate": self.training_step.optimizer.param_groups[0]["lr"],
             "grad_norm": grad_norm,
-            "images_per_second": len(window.results) * self.images_per_step / window.seconds,
+            "images_per_second": window.steps_per_second() * self.images_per_step,
             "peak_memory_mib": peak_memory(self.accelerator.device) / MIB,
             "ema_decay": self.config.ema_decay if self.step >= self.config.step_start_ema else 0.0,
             "skipped_steps": self.skips.figures()[0],
-            "bad_images": len(self._all_bad_images()),
+            "bad_images": len(self.all_bad_images()),
         }
         heat_map = rearrange(patch_loss, "(i j) -> i j", i=self.whole_config.model.patch_divider).cpu().numpy()
         self.tracker.log(self.step, scalars, heat_map)
@@ -155,77 +181,50 @@ class Trainer:
             "memory": f"{scalars['peak_memory_mib']:,.0f} MiB",
         }
 
-    def _all_bad_images(self) -> list[int]:
+    def all_bad_images(self) -> list[int]:
         """The unreadable images that any process met."""
         return [] if self.config.on_bad_image == "stop" else sorted(set(gather_object(list(self.bad_images))))
 
-    def save(self) -> None:
-        """Write the checkpoint of this step, and let model-last.pt be it."""
-        bad_images = self._all_bad_images()
-        if not self.accelerator.is_main_process:
-            return
-        scaler = self.accelerator.scaler
-        path = self.folder.checkpoint(self.step)
-        contents = {
-            "config": self.whole_config.to_dict(),
-            "step": self.step,
-            "model": self.unet.state_dict(),
-            "ema": self.ema.ema_model.state_dict(),
-            "optimizer": self.training_step.optimizer.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
-            "skipped_steps": self.skips.figures()[0],
-            "bad_images": bad_images,
-        }
-        checkpoint.save(path, contents)
-        self.folder.point_last_at(path)
+    def save(self) -> bool:
+        """Write the checkpoint of this step, and let model-last.pt be it; returns whether that was possible."""
+        return self.saver.save(self.step, run_state.collect(self))
 
-    def resume(self, path: checkpoint.PathLike) -> None:
-        """Continue from a checkpoint, ours or a published one.
+    def resume(self, *candidates: checkpoint.PathLike) -> None:
+        """Continue from the first of some checkpoints that is not damaged, ours or a published one.
 
         Raises:
-            InputError: it cannot be read, does not fit the config, or holds weights alone.
+            InputError: none can be read; or it does not fit the config, or holds weights alone.
         """
-        contents = checkpoint.read(path)
-        if not contents["published"]:
-            self._check_same_model(contents["config"], path)
-        optimizer = contents["optimizer"]
-        if type(contents["step"]) is not int or not isinstance(optimizer, dict) or "param_groups" not in optimizer:
-            raise InputError(f"{path}: holds no step and optimizer state; it can be sampled from, but not continued.")
-        checkpoint.load_weights(self.unet, contents["model"], f"{path} (model)")
-        checkpoint.load_weights(self.ema.ema_model, contents["ema"], f"{path} (ema)")
-        if contents["published"]:
-            names = [name for name, _ in self.unet.named_parameters()]
-            optimizer = published.translate_optimizer(optimizer, contents["published_model"], names)
-        self.training_step.optimizer.load_state_dict(optimizer)
-        self.training_step.lay_out_moments()
-        if contents["scaler"] is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(contents["scaler"])
-        self.step = contents["step"]
-        self.skips = Skips(contents.get("skipped_steps", 0), self.accelerator.device)
-        self.bad_images = set(contents.get("bad_images", ()))
-
-    def _check_same_model(self, saved: Config, path: checkpoint.PathLike) -> None:
-        """Weights may fit and still mean something else, for example another objective."""
-        for section in ("model", "diffusion"):
-            ours, theirs = getattr(self.whole_config, section), getattr(saved, section)
-            for field in dataclasses.fields(ours):
-                wanted, found = getattr(ours, field.name), getattr(theirs, field.name)
-                if wanted != found:
-                    raise InputError(
-                        f"{path}: was trained with {section}.{field.name} {found}, but the configuration says {wanted}."
-                    )
+        for path in candidates:
+            try:
+                contents = checkpoint.read(path)
+            except checkpoint.DamagedCheckpoint as error:
+                if path == candidates[-1]:
+                    raise
+                self.accelerator.print(f"{error} Trying the one before.")
+            else:
+                run_state.restore(self, contents, path)
+                return
 
     def preview(self) -> None:
         """Draw images with the averaged weights and save them as a grid."""
         if self.config.preview_count == 0:
             return
-        images = draw_preview(
-            self.averaged, self.config, self.accelerator, lambda steps: self._progress(steps, "preview", leave=False)
-        )
+        images = draw_preview(self.averaged, self.config, self.accelerator, self._preview_steps)
         if self.accelerator.is_main_process:
-            picture = pictures.tile([pictures.pixels(image) for image in images])
-            pictures.save_png(self.folder.preview(self.step), picture)
+            picture, path = pictures.tile([pictures.pixels(image) for image in images]), self.folder.preview(self.step)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pictures.save_png(path, picture)
+            except OSError as error:
+                tell_unwritten(path, error)
             self.tracker.log_preview(self.step, picture)
+
+    def _preview_steps(self, steps: list[int]) -> Iterator[int]:
+        """The steps of a preview, which is left when the run is to stop: resumed, it draws the preview first."""
+        for step in self._progress(steps, "preview", leave=False):
+            self.signals.check()
+            yield step
 
     def _progress(self, steps: Any, what: str, leave: bool = True) -> tqdm:
         """A progress bar on the main process; a range that starts later shows what is already done."""

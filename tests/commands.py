@@ -1,11 +1,16 @@
 """Starts the project's commands as its users do: through `accelerate launch`, in processes of their own."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).parents[1]
 TIME_LIMIT = 300  # seconds until a command that hangs is ended; none comes near it
@@ -38,6 +43,45 @@ def train(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str
 
 def sample(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     return launch("-m", "patch_based_ddpm.sample", *arguments, **options)
+
+
+@contextlib.contextmanager
+def running(line: list[object], folder: Path) -> Iterator[subprocess.Popen]:
+    """Run a command beside the test, in a session of its own; what is left of it at the end is killed, unwarned.
+
+    Its output goes to `folder`/out and `folder`/err, after what is there.
+    """
+    with open(folder / "out", "a") as out, open(folder / "err", "a") as err:
+        words = list(map(str, line))
+        process = subprocess.Popen(words, env=environment(), cwd=ROOT, stdout=out, stderr=err, start_new_session=True)
+    try:
+        yield process
+    finally:
+        for member in family(process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        process.wait()
+
+
+def family(process: subprocess.Popen) -> list[psutil.Process]:
+    """A command's process and all that it started, those that left its session or lost their parent included."""
+    members = {}
+    with contextlib.suppress(psutil.NoSuchProcess):
+        members = {member.pid: member for member in psutil.Process(process.pid).children(recursive=True)}
+    for member in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getsid(member.pid) == process.pid:
+                members[member.pid] = member
+    return list(members.values())
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen | None = None, pause: float = 0.02) -> None:
+    """Wait for something that a command does while it runs; fails when it does not come, or the command has ended."""
+    deadline = time.monotonic() + TIME_LIMIT
+    while not condition():
+        assert process is None or process.poll() is None, "the command ended before it came to that"
+        assert time.monotonic() < deadline, "the command makes no progress"
+        time.sleep(pause)
 
 
 def write_config(folder: Path, model: dict[str, Any] | None = None, **trainer: Any) -> Path:

@@ -10,6 +10,10 @@ from patch_based_ddpm import Config
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=10, help="how often test_survival kills a run (default: 10)")
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     """Freshly initialised networks and `torch.randn` are the same in every run."""

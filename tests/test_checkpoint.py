@@ -2,12 +2,14 @@ import io
 import os
 import pickle
 import re
+from random import Random
 
 import pytest
 import torch
+from test_trainer import assert_same
 
 from patch_based_ddpm import GaussianDiffusion, UNet
-from patch_based_ddpm.checkpoint import load_diffusion, load_weights, read, save
+from patch_based_ddpm.checkpoint import DamagedCheckpoint, load_diffusion, load_weights, read, save
 from patch_based_ddpm.errors import InputError
 
 GEOMETRY = (8, (1, 2), 2)
@@ -278,6 +280,36 @@ def test_a_truncated_file_is_damaged(path, contents, part):
     whole = checkpoint_bytes(contents)
     path.write_bytes(whole[: int(part * len(whole))])
     assert re.match(": is damaged or not a checkpoint", refusal(lambda: read(path), path))
+
+
+def test_every_flipped_bit_is_noticed_or_harmless(path, contents):
+    """torch itself reads flipped weights without a word; some bits are padding, or the archive's dates."""
+    save(path, contents)
+    whole, random = path.read_bytes(), Random(0)
+    wanted, damaged = read(path), 0
+    for _ in range(300):
+        flipped = bytearray(whole)
+        flipped[random.randrange(len(whole))] ^= 1 << random.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            got = read(path)
+        except DamagedCheckpoint:
+            damaged += 1
+        else:
+            assert_same(got, wanted)
+    assert damaged > 100
+
+
+def test_a_flipped_weight_is_damage_that_torch_does_not_see(path, contents):
+    save(path, contents)
+    weight = contents["ema"]["condition.time.weight"].numpy().tobytes()
+    data = bytearray(path.read_bytes())
+    data[data.index(weight)] ^= 1
+    path.write_bytes(data)
+    torch.load(path, weights_only=True)
+    assert re.match(
+        ": is damaged; the checksum of .* in it is not that of its bytes", refusal(lambda: read(path), path)
+    )
 
 
 NO_ARCHIVES = [b"", b"hello world\n", b"The quick brown fox", b"\0" * 1000, b"PK\x03\x04 and no more", b"\x80\x02}"]

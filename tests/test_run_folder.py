@@ -1,4 +1,6 @@
 import json
+import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -18,8 +20,18 @@ def test_steps_are_numbers_and_not_names(folder):
     for name in ("model-900.pt", "model-1000.pt", "model-last.pt", "model-2000.pt.unfinished", "model-x.pt"):
         (folder.checkpoints / name).touch()
     assert folder.steps() == [900, 1000]
-    folder.last_checkpoint.unlink()
-    assert folder.find("latest") == folder.checkpoint(1000)
+
+
+def dated(path, seconds):
+    path.write_text(path.name)
+    os.utime(path, (seconds, seconds))
+    return path
+
+
+def test_those_saved_last_come_first(folder):
+    """Step 50 was saved after step 100: the run was taken back. Equal times leave the higher step in front."""
+    paths = [dated(folder.checkpoint(step), seconds) for step, seconds in ((50, 3), (100, 2), (99, 1), (2, 1))]
+    assert folder.saved() == paths
 
 
 def test_latest_is_the_one_saved_last(folder):
@@ -27,12 +39,27 @@ def test_latest_is_the_one_saved_last(folder):
     for step in (100, 50):
         folder.checkpoint(step).write_text(str(step))
         folder.point_last_at(folder.checkpoint(step))
-    assert folder.find("latest").read_text() == "50"
+    assert folder.candidates("latest")[0].read_text() == "50"
 
 
-def test_find_without_checkpoints(folder):
-    assert folder.find("latest") is None
-    assert folder.find("elsewhere/model.pt") == Path("elsewhere/model.pt")
+def test_candidates_behind_the_latest(folder):
+    for step in (1, 2, 3):
+        dated(folder.checkpoint(step), seconds=step)
+    assert folder.candidates("latest") == [folder.checkpoint(step) for step in (3, 2, 1)]
+    folder.point_last_at(folder.checkpoint(2))  # as a run that is killed between the two leaves it
+    assert folder.candidates("latest") == [folder.last_checkpoint, folder.checkpoint(3), folder.checkpoint(1)]
+
+
+def test_no_candidates_without_checkpoints(folder):
+    assert folder.candidates("latest") == []
+    assert folder.candidates("elsewhere/model.pt") == [Path("elsewhere/model.pt")]
+
+
+def test_what_a_killed_run_left_behind_goes(folder):
+    for name in ("model-1.pt", "model-last.pt", "model-2.pt.unfinished", "model-last.pt.unfinished"):
+        (folder.checkpoints / name).touch()
+    folder.remove_unfinished()
+    assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["model-1.pt", "model-last.pt"]
 
 
 def test_last_points_at_the_newest(folder):
@@ -54,8 +81,8 @@ def test_last_is_a_copy_where_there_are_no_links(folder, monkeypatch):
 
 
 def test_metrics_after_the_resumed_step_are_forgotten(folder):
-    for step in (10, 20, 30):
-        folder.append_metrics({"step": step})
+    folder.append_metrics([{"step": 10}, {"step": 20}])
+    folder.append_metrics([{"step": 30}])
     with open(folder.metrics, "a") as file:
         file.write('{"step": 4')  # cut off by a kill
     folder.forget_metrics_after(20)
@@ -66,3 +93,15 @@ def test_a_file_in_the_way_is_one_sentence(tmp_path):
     (tmp_path / "run").touch()
     with pytest.raises(InputError, match=r"trainer\.log_dir .*run' cannot be used"):
         RunFolder(tmp_path / "run").create()
+
+
+def test_metrics_are_added_whole_or_not_at_all(folder):
+    folder.append_metrics([{"step": 1}])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (folder.metrics.stat().st_size + 5, before[1]))  # as on a full disk
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            folder.append_metrics([{"step": 2}, {"step": 3}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert folder.metrics.read_text() == '{"step": 1}\n'

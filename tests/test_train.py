@@ -1,20 +1,14 @@
-import contextlib
 import json
-import subprocess
-import time
 
-import psutil
 import pytest
 import torch
-from commands import environment, launch_line, metrics, sample, train, write_config
+from commands import launch_line, metrics, running, sample, train, wait_until, write_config
 from PIL import Image
 from test_trainer import assert_same, timeless
 
 from patch_based_ddpm import Config, GaussianDiffusion, checkpoint, planner
 from patch_based_ddpm import train as command
 from patch_based_ddpm.errors import InputError
-
-WAIT = 240  # seconds after which a run that makes no progress has failed
 
 
 def mixed_images(folder):
@@ -30,27 +24,6 @@ def mixed_images(folder):
     whole = (folder / "colour.JPG").read_bytes()
     (folder / "more" / "corrupt.jpeg").write_bytes(whole[: len(whole) // 2])
     return folder
-
-
-def kill_after(line, condition):
-    """Start a command and kill all of its processes, unwarned, once the condition holds."""
-    process = subprocess.Popen(line, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + WAIT
-        while not condition():
-            assert process.poll() is None, "the run ended before it could be killed"
-            assert time.monotonic() < deadline, "the run makes no progress"
-            time.sleep(0.05)
-    finally:
-        family = [
-            process,
-            *psutil.Process(process.pid).children(recursive=True),
-        ]  # the launcher's workers are in other groups
-        for member in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
-        psutil.wait_procs(family[1:])
-        process.wait()
 
 
 @pytest.mark.slow
@@ -70,7 +43,8 @@ def test_mixed_images_train_are_killed_resume_and_sample(tmp_path, processes):
     config = write_config(tmp_path, **trainer)
     run = tmp_path / "run"
     line = launch_line("-m", "patch_based_ddpm.train", "--config", config, processes=processes)
-    kill_after(line, lambda: (run / "checkpoints" / "model-last.pt").exists())
+    with running(line, tmp_path) as process:
+        wait_until(lambda: (run / "checkpoints" / "model-last.pt").exists(), process)
     assert not (run / "checkpoints" / f"model-{steps}.pt").exists()
 
     done = train("--config", config, "--resume", "latest", processes=processes)
@@ -148,6 +122,14 @@ def test_a_run_is_not_overwritten_by_accident(tmp_path):
     command.main(["--config", config])
     with pytest.raises(InputError, match=r"already holds checkpoints up to step 2; go on with --resume latest"):
         command.main(["--config", config])
+
+
+@pytest.mark.parametrize("data", [".", "run", ".."])
+def test_previews_must_not_become_training_images(tmp_path, data):
+    config = str(write_config(tmp_path, train_dataset_dir=str(tmp_path / data)))
+    with pytest.raises(InputError, match="lies in train_dataset_dir; its previews would become training images"):
+        command.main(["--config", config])
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_published_restart_flag_resumes(tmp_path, capsys):

@@ -47,29 +47,56 @@ def timeless(lines):
     return [{k: v for k, v in line.items() if k not in ("images_per_second", "peak_memory_mib")} for line in lines]
 
 
-def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    options = {"gradient_accumulate_every": 2, "patch_batch_size": 3, "lr_warmup_steps": 5}
-    whole = make_trainer(tmp_path / "a", **options)
-    whole.train()
+@pytest.mark.parametrize("resumed_at", [[2], [3], [2, 5], [1, 2, 3, 4, 5, 6]], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"patch_batch_size": 3, "lr_warmup_steps": 5},
+        {"gradient_accumulate_every": 2, "max_grad_norm": 0.1, "update_ema_every": 2},
+        {"cache_images": True, "mixed_precision": "bf16"},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, resumed_at, options):
+    """Within an epoch of five images, across epochs, between two reports, and again and again."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(5):
+        Image.effect_noise((20, 20), 50 + i).save(images / f"{i}.png")
+    every_step = {"train_dataset_dir": str(images), "train_num_steps": 7, "save_and_sample_every": 1, "log_every": 3}
+    runs = []
+    for step in [0, *resumed_at]:
+        folder = tmp_path / f"from {step}"
+        folder.mkdir()
+        trainer = make_trainer(folder, preview_count=1, **every_step, **options)
+        if runs:
+            trainer.resume(runs[-1].folder.checkpoint(step))
+        trainer.train()
+        runs.append(trainer)
+    whole, last = runs[0], runs[-1]
+    for step in range(resumed_at[-1] + 1, 8):
+        got, wanted = contents(last, step), contents(whole, step)
+        assert got.pop("config") != wanted.pop("config")  # the folders differ
+        assert_same(got, wanted)
+        assert last.folder.preview(step).read_bytes() == whole.folder.preview(step).read_bytes()
+    lines = timeless(metrics(folder))
+    assert lines == timeless(metrics(tmp_path / "from 0"))[-len(lines) :]
+    assert [line["step"] for line in lines] == [step for step in (3, 6, 7) if step > resumed_at[-1]]
 
-    first = make_trainer(tmp_path / "b", **options)
-    first.train()
-    second = make_trainer(tmp_path / "b", **options)
-    second.resume(second.folder.checkpoint(3))
-    second.folder.forget_metrics_after(3)
-    second.folder.checkpoint(6).unlink()
-    for step in (3, 6):
-        second.folder.preview(step).unlink()
-    second.train()
 
-    got, wanted = contents(second, 6), contents(whole, 6)
-    assert got.pop("config") != wanted.pop("config")  # the folders differ
-    assert_same(got, wanted)
-    assert timeless(metrics(tmp_path / "b")) == timeless(metrics(tmp_path / "a"))
-    for step in (3, 6):
-        assert second.folder.preview(step).read_bytes() == whole.folder.preview(step).read_bytes()
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):
+    trainer = make_trainer(tmp_path, train_num_steps=3, save_and_sample_every=1, preview_count=0)
+    trainer.train()
+    newest = trainer.folder.checkpoint(3)
+    newest.write_bytes(newest.read_bytes()[:-1000])  # model-last.pt is the same file
+    resumed = make_trainer(tmp_path)
+    resumed.resume(*resumed.folder.candidates("latest"))
+    assert resumed.step == 2
+    assert "model-last.pt: is damaged or not a checkpoint" in capsys.readouterr().out
+    for step in (1, 2):
+        trainer.folder.checkpoint(step).write_bytes(b"")
+    with pytest.raises(InputError, match=r"model-1\.pt: is damaged"):
+        make_trainer(tmp_path).resume(*resumed.folder.candidates("latest"))
 
 
 def test_ema_follows_the_published_rule(tmp_path):
