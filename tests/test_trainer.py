@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from commands import metrics, write_config
 from PIL import Image
 
@@ -15,12 +16,13 @@ from patch_based_ddpm.sources import open_source
 from patch_based_ddpm.trainer import Trainer
 
 
-def make_trainer(folder, **trainer):
+def make_trainer(folder, accelerator=None, **trainer):
     config = Config.load(write_config(folder, **trainer))
     run = RunFolder(folder / "run")
     run.create()
     source = open_source(config.trainer.train_dataset_dir, 16, 16, config.trainer.seed, None)
-    return Trainer(config, Accelerator(cpu=True), source, run)
+    accelerator = accelerator or Accelerator(cpu=True, mixed_precision=config.trainer.mixed_precision)
+    return Trainer(config, accelerator, source, run)
 
 
 def contents(trainer, step):
@@ -97,6 +99,62 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):
         trainer.folder.checkpoint(step).write_bytes(b"")
     with pytest.raises(InputError, match=r"model-1\.pt: is damaged"):
         make_trainer(tmp_path).resume(*resumed.folder.candidates("latest"))
+
+
+def mixed_accelerator(precision, scale=2.0):
+    """With fp16, accelerate refuses the CPU although PyTorch can."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    if precision != "fp16":
+        return Accelerator(cpu=True, mixed_precision=precision)
+    accelerator = Accelerator(cpu=True)
+    accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    return accelerator
+
+
+def test_fp16_survives_overflow_and_resumes(tmp_path):
+    """The first losses are scaled beyond what fp16 holds; those steps touch neither weights nor average."""
+    options = {"train_num_steps": 12, "save_and_sample_every": 4, "step_start_ema": 0, "preview_count": 2}
+    for place in ("whole", "resumed"):
+        (tmp_path / place).mkdir()
+    trainer, averages, applied = make_trainer(tmp_path / "whole", mixed_accelerator("fp16", 2.0**20), **options), [], []
+    count = trainer.skips.count
+
+    def watch(step_applied):
+        applied.append(bool(step_applied))
+        averages.append(trainer.ema.ema_model.conv_out.weight.clone())  # of the step before
+        count(step_applied)
+
+    trainer.skips.count = watch
+    trainer.train()
+    skipped = applied.index(True)
+    assert 0 < skipped < 12
+    assert all(torch.equal(average, averages[0]) for average in averages[: skipped + 1])
+    assert not torch.equal(averages[-1], averages[0])
+    held = contents(trainer, 12)
+    assert held["scaler"]["scale"] == 2.0 ** (20 - applied.count(False))
+    assert held["skipped_steps"] == metrics(tmp_path / "whole")[-1]["skipped_steps"] == applied.count(False)
+    assert all(values.isfinite().all() for key in ("model", "ema") for values in held[key].values())
+    assert np.asarray(Image.open(trainer.folder.preview(12))).std() > 1
+
+    resumed = make_trainer(tmp_path / "resumed", mixed_accelerator("fp16"), **options)
+    resumed.resume(trainer.folder.checkpoint(4))
+    resumed.train()
+    got, wanted = contents(resumed, 12), contents(trainer, 12)
+    assert got.pop("config") != wanted.pop("config")
+    assert_same(got, wanted)
+
+
+def test_previews_under_mixed_precision_are_those_of_float32(tmp_path):
+    pictures = []
+    for precision in ("no", "bf16", "fp16"):
+        (tmp_path / precision).mkdir()
+        trainer = make_trainer(tmp_path / precision, mixed_accelerator(precision), preview_steps=20)
+        trainer.preview()
+        pictures.append(np.asarray(Image.open(trainer.folder.preview(0))).astype(int))
+    assert pictures[0].std() > 10
+    for other in pictures[1:]:
+        assert 0 < np.abs(other - pictures[0]).mean() < 4  # of 255
 
 
 def test_ema_follows_the_published_rule(tmp_path):
