@@ -4,7 +4,8 @@ import argparse
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from tqdm.auto import tqdm
 from patch_based_ddpm import command_line, image_sets, metrics, sample, sliced_wasserstein, tracking
 from patch_based_ddpm.agreement import SMALLEST_READING
 from patch_based_ddpm.config import Config
+from patch_based_ddpm.diffusion import GaussianDiffusion
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.fidelity import FEWEST_IMAGES, Extractor
 from patch_based_ddpm.image_statistics import Collector, ImageStatistics, join, stretch_of
@@ -44,10 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     samples = _samples(args, accelerator)
     channels, height, width = samples.shape
     sliced_wasserstein.levels(height, width)
-    if height % samples.patch_divider or width % samples.patch_divider:
-        raise InputError(
-            f"--patch-divider is {samples.patch_divider}; it must divide both sides, {height} and {width}."
-        )
+    N = samples.patch_divider
+    if height % N or width % N:
+        raise InputError(f"--patch-divider is {N}; it must divide both sides, {height} and {width}.")
     _make_folder(args.cache_dir)
     on_bad_image = "stop" if samples.config is None else samples.config.trainer.on_bad_image
     data, stamp = image_sets.open_data(args.data, samples.shape, args.data_count, args.cache_dir, on_bad_image)
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     real = ImageStatistics.load(cache) if accelerator.is_main_process else None
     (cached,) = broadcast_object_list([real is not None])
     if not cached:
-        batches = lambda own: data.batches(own, args.batch_size)  # noqa: E731
+        batches = partial(data.batches, batch_size=args.batch_size)
         real = _collect(accelerator, "data", len(data.indexes), batches, **options)
         if accelerator.is_main_process:
             _write(cache, real.save)
@@ -150,28 +151,24 @@ def _sampling(args: argparse.Namespace) -> dict[str, Any]:
 def _samples(args: argparse.Namespace, accelerator: Accelerator) -> _Samples:
     if args.samples is not None:
         images = image_sets.open_samples(args.samples, leave_out=sample.GRID_NAME)
-        return _Samples(
-            images.shape,
-            args.patch_divider or 1,
-            len(images.indexes),
-            lambda own: images.batches(own, args.batch_size),
-        )
+        batches = partial(images.batches, batch_size=args.batch_size)
+        return _Samples(images.shape, args.patch_divider or 1, len(images.indexes), batches)
     if args.ckpt is None:
         config = Config.load(args.config)
         count = batches = None
     else:
         diffusion = sample.load_model(args, accelerator, args.n_samples)
         config, count = diffusion.config, args.n_samples
-        show = accelerator.is_main_process
-        batches = (
-            lambda own: (  # noqa: E731
-                sample.draw_batch(diffusion, own[start : start + args.batch_size], args, show)
-                for start in range(0, len(own), args.batch_size)
-            )
-        )
+        batches = partial(_drawn, diffusion, args, accelerator.is_main_process)
     model = config.model
     shape = (model.channels, *model.image_shape)
     return _Samples(shape, args.patch_divider or model.patch_divider, count, batches, config)
+
+
+def _drawn(diffusion: GaussianDiffusion, args: argparse.Namespace, show: bool, positions: range) -> Iterator[Tensor]:
+    seeds = image_sets.shuffled(args.n_samples, args.n_samples)[positions.start : positions.stop]  # as a folder's files
+    for start in range(0, len(seeds), args.batch_size):
+        yield sample.draw_batch(diffusion, seeds[start : start + args.batch_size], args, show)
 
 
 def _make_folder(path: Path) -> None:

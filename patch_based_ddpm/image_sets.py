@@ -108,7 +108,7 @@ def open_samples(folder: Path, leave_out: str) -> ImageSet:
         raise InputError(f"{source.name(0)} has mode {first.mode}; a sample must be L (grey), RGB or RGBA.")
     pixels = SamplePixels(source, first.mode, first.height, first.width)
     shape = (CHANNELS_OF_MODE[first.mode], first.height, first.width)
-    return ImageSet(pixels, _chosen(source.size, source.size), shape, "stop")
+    return ImageSet(pixels, shuffled(source.size, source.size), shape, "stop")
 
 
 def open_data(
@@ -131,11 +131,12 @@ def open_data(
     """
     channels, height, width = shape
     source = open_source(location, height, width, FACES_SEED, index_cache_dir)
-    indexes = list(range(count)) if source.size is None else _chosen(source.size, count)
+    indexes = list(range(count)) if source.size is None else shuffled(source.size, count)
     stamp = location if location == BUILTIN_FACES else source.stamp()
     images = ImageSet(data.FittedImages(source, channels, height, width), indexes, shape, on_bad_image)
     return images, json.dumps([FORMAT, stamp, *shape, len(indexes)])
 
 
-def _chosen(size: int, count: int) -> list[int]:
+def shuffled(size: int, count: int) -> list[int]:
+    """The first `count` numbers of [0, size) in a random order that is always the same."""
     return torch.randperm(size, generator=generator(SEED, Purpose.CHOOSE))[:count].tolist()

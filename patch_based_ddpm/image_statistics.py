@@ -64,9 +64,9 @@ class ImageStatistics:
         try:
             with np.load(path, allow_pickle=False) as file:
                 count = int(file["count"])
-                for name in set(file.files) - {"count"}:
-                    kind, _, name_inside = name.partition(".")
-                    parts[kind][name_inside] = file[name]
+                for key in file.files[1:]:
+                    kind, _, name = key.partition(".")
+                    parts[kind][name] = file[key]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
         return cls(count, **parts)
