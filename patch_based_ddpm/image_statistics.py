@@ -62,7 +62,7 @@ class ImageStatistics:
         """Read what `save` wrote; None where there is no such file, or a damaged one."""
         parts: dict[str, dict[str, np.ndarray]] = {"sums": {}, "rows": {}}
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 count = int(file["count"])
                 for key in file.files[1:]:
                     kind, _, name = key.partition(".")
