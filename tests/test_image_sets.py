@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_lsun import RED, encoded, write_lmdb
 
 from patch_based_ddpm import Config, faces, portraits
 from patch_based_ddpm.data import FittedImages, to_uint8
@@ -63,6 +64,14 @@ def test_real_images_are_cropped_as_for_training(tmp_path):
     training = FittedImages(list_folder(folder), 3, 16, 16)
     for index, image in zip(images.indexes, to_uint8(loaded(images))):
         assert np.array_equal(image.permute(1, 2, 0), training.read(index, flip=False))
+
+
+def test_lsun(tmp_path):
+    write_lmdb(tmp_path / "bedroom_train_lmdb", {name: encoded(RED, "png") for name in (b"a", b"b", b"c")})
+    images, stamp = open_data(str(tmp_path / "bedroom_train_lmdb"), (3, 16, 16), 2, tmp_path, "stop")
+    assert loaded(images).mean((0, 2, 3)).tolist() == [1, -1, -1]
+    assert open_data(str(tmp_path / "bedroom_train_lmdb"), (3, 16, 16), 2, tmp_path, "stop")[1] == stamp
+    assert (tmp_path / "lmdb_keys-bedroom_train_lmdb.npz").exists()
 
 
 def test_some_of_the_images_are_taken_at_random_but_always_the_same(tmp_path):
