@@ -45,19 +45,21 @@ class Extractor:
             _check(weights)
         layer = registry.FEATURE_EXTRACTORS_REGISTRY[name].get_default_feature_layer_for_metric("fid")
         try:
-            self.network = utils.create_feature_extractor(
+            network = utils.create_feature_extractor(
                 name,
                 [layer],
                 cuda=False,
                 verbose=False,
                 feature_extractor_weights_path=None if weights is None else str(weights),
-            ).to(device)
+            )
         except (urllib.error.URLError, OSError) as error:
             raise InputError(
                 f"the weights of Inception cannot be downloaded ({error}); give --inception-weights a file of them."
             ) from None
         except RuntimeError:
-            raise InputError(f"{weights}: these are not the weights of torch-fidelity's Inception network.") from None
+            what = "what was downloaded" if weights is None else weights
+            raise InputError(f"{what}: these are not the weights of torch-fidelity's Inception network.") from None
+        self.network = network.to(device)
         self.device = device
         digest = None if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest()
         self.stamp = [name, layer, torch_fidelity.__version__, digest]

@@ -97,6 +97,7 @@ def test_patches_come_from_everywhere():
     pictures = torch.arange(20.0).expand(2, 1, 16, 20)
     (cut,) = descriptors(pictures, range(2), 2)
     assert set(cut[:, 0].int().tolist()) == set(range(14))
+    assert not torch.equal(*cut.split(128))  # of equal images, at different places
 
 
 def test_the_number_of_patches_is_bounded():
