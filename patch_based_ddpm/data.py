@@ -8,7 +8,7 @@ Shapes: `b` images, `c` channels, `H W` image.
 
 import multiprocessing
 import multiprocessing.forkserver
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, count
 from multiprocessing.context import BaseContext
@@ -197,13 +197,18 @@ class _Batches(DataLoader):
 
 
 def loader(
-    images: TrainingImages, stream: ShuffledStream, *, batch_size: int, num_workers: int, device: torch.device
+    images: TrainingImages,
+    stream: Iterable[tuple[int, int]],
+    *,
+    batch_size: int,
+    num_workers: int,
+    device: torch.device,
 ) -> DataLoader:
-    """Load batches without end, the same ones for every number of workers.
+    """Load batches, the same ones for every number of workers.
 
     Args:
         images: the samples.
-        stream: their order.
+        stream: their keys in order, a `ShuffledStream` or a finite list.
         batch_size: b.
         num_workers: processes that load images; 0 loads them in this one.
         device: where the batches will go; for a GPU they are put into pinned memory.

@@ -16,6 +16,9 @@ class Purpose(IntEnum):
     SHUFFLE = 1
     FLIP = 2
     DIFFUSE = 3
+    CHOOSE = 4
+    CUT = 5
+    PROJECT = 6
 
 
 def generator(*names: int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from patch_based_ddpm import command_line, pictures, planner, samplers
+from patch_based_ddpm import command_line, npz, pictures, planner, samplers
 from patch_based_ddpm.checkpoint import load_diffusion
 from patch_based_ddpm.config import SAMPLERS
 from patch_based_ddpm.diffusion import GaussianDiffusion
@@ -30,9 +31,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     seeds = range(first, first + args.n_samples) if args.seeds is None else args.seeds
     if seeds[-1] >= SEED_LIMIT:
         parser.error(f"the last seed is {seeds[-1]}; seeds must be less than {SEED_LIMIT}")
-    if args.sampler == "ddpm" and (args.steps is not None or args.eta != 0):
-        parser.error("--steps and --eta go with --sampler ddim; ddpm takes all steps")
+    check_sampling_flags(parser, args)
     accelerator = command_line.start_accelerator()
+    diffusion = load_model(args, accelerator, len(seeds))
+    args.out_dir = _folder(args.out_dir)
+    own = seeds[accelerator.process_index :: accelerator.num_processes]
+    _draw(diffusion, own, args, show=accelerator.is_main_process)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process and args.grid:
+        pictures.save_png(args.out_dir / GRID_NAME, _grid([args.out_dir / _name(seed) for seed in seeds]))
+    if accelerator.is_main_process and args.npz:
+        npz.write(args.out_dir / npz.NAME, [args.out_dir / _name(seed) for seed in seeds])
+    what = args.out_dir / GRID_NAME if args.grid else args.out_dir
+    accelerator.print(
+        f"{len(seeds)} images are in {args.out_dir}" + (f", side by side in {what}." if args.grid else ".")
+    )
+    accelerator.end_training()
+
+
+def load_model(args: argparse.Namespace, accelerator: Accelerator, images: int) -> GaussianDiffusion:
+    """Load the model as the flags say, ready to draw so many images."""
     diffusion = load_diffusion(
         args.ckpt,
         config=args.config,
@@ -45,20 +63,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         diffusion.unet.compile(dynamic=False, mode="reduce-overhead" if accelerator.device.type == "cuda" else None)
         diffusion.passes.padded = True
     if args.max_memory is not None:
-        _limit_passes(diffusion, min(args.batch_size, len(seeds)), args, accelerator)
+        _limit_passes(diffusion, min(args.batch_size, images), args, accelerator)
     if args.steps is not None:
         samplers.strided_timesteps(diffusion.timesteps, args.steps)
-    args.out_dir = _folder(args.out_dir)
-    own = seeds[accelerator.process_index :: accelerator.num_processes]
-    _draw(diffusion, own, args, show=accelerator.is_main_process)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process and args.grid:
-        pictures.save_png(args.out_dir / GRID_NAME, _grid([args.out_dir / _name(seed) for seed in seeds]))
-    what = args.out_dir / GRID_NAME if args.grid else args.out_dir
-    accelerator.print(
-        f"{len(seeds)} images are in {args.out_dir}" + (f", side by side in {what}." if args.grid else ".")
-    )
-    accelerator.end_training()
+    return diffusion
 
 
 def _parser() -> command_line.Parser:
@@ -74,6 +82,14 @@ def _parser() -> command_line.Parser:
     parser.add_argument(
         "--seed", type=command_line.non_negative_int, metavar="S", help="first of the n seeds (default: 0)"
     )
+    parser.add_argument("--grid", action="store_true", help=f"also put all images into {GRID_NAME}")
+    parser.add_argument("--npz", action="store_true", help=f"also put all images into {npz.NAME}, as an array")
+    add_sampling_flags(parser)
+    return parser
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say how to draw."""
     parser.add_argument(
         "--batch-size", type=command_line.positive_int, default=8, metavar="B", help="images at a time (default: 8)"
     )
@@ -92,8 +108,12 @@ def _parser() -> command_line.Parser:
     parser.add_argument(
         "--dtype", choices=tuple(command_line.DTYPES), default="float32", help="of the network (default: float32)"
     )
-    parser.add_argument("--grid", action="store_true", help=f"also put all images into {GRID_NAME}")
-    return parser
+
+
+def check_sampling_flags(parser: command_line.Parser, args: argparse.Namespace) -> None:
+    """End the command where flags contradict one another."""
+    if args.sampler == "ddpm" and (args.steps is not None or args.eta != 0):
+        parser.error("--steps and --eta go with --sampler ddim; ddpm takes all steps")
 
 
 def _seed_list(text: str) -> Sequence[int]:
@@ -140,19 +160,24 @@ def _draw(diffusion: GaussianDiffusion, seeds: Sequence[int], args: argparse.Nam
     with tqdm(total=len(seeds), desc="images", unit="image", disable=not show, dynamic_ncols=True) as bar:
         for start in range(0, len(seeds), args.batch_size):
             batch = seeds[start : start + args.batch_size]
-            with torch.inference_mode():
-                images = samplers.draw(
-                    diffusion,
-                    batch,
-                    sampler=args.sampler,
-                    steps=args.steps,
-                    eta=args.eta,
-                    patch_batch_size=args.patch_batch_size,
-                    progress=lambda steps: tqdm(steps, desc="steps", disable=not show, leave=False, dynamic_ncols=True),
-                )
+            images = draw_batch(diffusion, batch, args, show)
             for seed, image in zip(batch, images.cpu(), strict=True):
                 pictures.save_png(args.out_dir / _name(seed), pictures.pixels(image))
             bar.update(len(batch))
+
+
+@torch.inference_mode()
+def draw_batch(diffusion: GaussianDiffusion, seeds: Sequence[int], args: argparse.Namespace, show: bool) -> Tensor:
+    """Draw one image per seed as the flags say: (b, c, H, W) in [-1, 1], on the model's device."""
+    return samplers.draw(
+        diffusion,
+        seeds,
+        sampler=args.sampler,
+        steps=args.steps,
+        eta=args.eta,
+        patch_batch_size=args.patch_batch_size,
+        progress=lambda steps: tqdm(steps, desc="steps", disable=not show, leave=False, dynamic_ncols=True),
+    )
 
 
 def _limit_passes(

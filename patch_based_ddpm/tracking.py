@@ -6,6 +6,8 @@ wandb must never end a run: without a login it records offline, and if it cannot
 import math
 import os
 import uuid
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,11 +45,7 @@ class Tracker:
         except ImportError:
             self.accelerator.print("wandb is enabled but not installed; the metrics go to metrics.jsonl alone.")
             return
-        modes = [None, "offline"]  # as the user set it up, then without the network
-        if "WANDB_MODE" not in os.environ and not _logged_in(wandb):
-            self.accelerator.print(f"wandb: no login found, recording offline below {self.folder.root / 'wandb'}.")
-            modes = ["offline"]
-        for attempt in modes:
+        for attempt in _modes(wandb, self.folder.root, self.accelerator.print):
             try:
                 self._start_wandb(attempt)
                 return
@@ -123,6 +121,40 @@ class Tracker:
             self.wandb.finish()
         except Exception as error:
             self.accelerator.print(f"wandb could not finish ({type(error).__name__}: {error}).")
+
+
+def record(config: dict[str, Any], scalars: dict[str, float], *, project: str | None, folder: Path) -> None:
+    """Report figures to wandb as a run of their own, online, offline or not at all; says so, and never fails.
+
+    Args:
+        config: what they are figures of.
+        scalars: the figures.
+        project: wandb project; None: this package's.
+        folder: where wandb keeps its files.
+    """
+    try:
+        import wandb
+    except ImportError:
+        print("wandb is not installed; the figures were not reported to it.")
+        return
+    for mode in _modes(wandb, folder, print):
+        try:
+            run = wandb.init(
+                project=project or DEFAULT_PROJECT, job_type="evaluate", config=config, dir=str(folder), mode=mode
+            )
+            run.log(scalars)
+            run.finish()
+            return
+        except Exception as error:  # the figures are printed, whatever wandb does
+            print(f"wandb could not record the figures ({type(error).__name__}: {error}).")
+
+
+def _modes(wandb: Any, folder: Path, say: Callable[[str], None]) -> list[str | None]:
+    """The ways to start wandb, in order: as the user set it up, then without the network."""
+    if "WANDB_MODE" in os.environ or _logged_in(wandb):
+        return [None, "offline"]
+    say(f"wandb: no login found, recording offline below {folder / 'wandb'}.")
+    return ["offline"]
 
 
 def _logged_in(wandb: Any) -> bool:

@@ -177,6 +177,9 @@ def test_readme_commands_run_word_for_word(playground, published_state):
     assert len(list((playground / "sampled_published").glob("*.png"))) == 16
     assert checkpoint.read(playground / "logs" / "demo" / "checkpoints" / "model-last.pt")["step"] == 2
     assert {path.name for path in (playground / "benchmark").iterdir()} == {"benchmark.json", "benchmark.png"}
+    figures = json.loads((playground / "logs" / "evaluation.json").read_text())["figures"]
+    assert {"seam ratio, 4 x 4", "SWD x 10^3, 32 px", "MS-SSIM"} <= set(figures)
+    assert len(list((playground / "logs" / "evaluation").glob("statistics-*.npz"))) == 2
     assert (playground / "logs" / "lsun_bedroom128" / "lmdb_keys-bedroom_train_lmdb.npz").exists()
 
     (program,) = BLOCKS["python"]

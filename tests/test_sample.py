@@ -103,6 +103,12 @@ def test_grid(ckpt, tmp_path):
     assert np.array_equal(pictures["grid.png"][2:18, 20:36], pictures["000001.png"])
 
 
+def test_npz(ckpt, tmp_path):
+    pictures = run(ckpt, tmp_path, "--seeds", "11,2,3", "--npz", "--sampler", "ddim", "--steps", "2")
+    with np.load(tmp_path / "samples.npz") as file:
+        assert np.array_equal(file["arr_0"], [pictures[f"{seed:06d}.png"] for seed in (2, 3, 11)])
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from patch_based_ddpm.stopping import LAUNCHER_VARIABLE, SignalWatch, Stopped, Wish
+from patch_based_ddpm.stopping import LAUNCHER_VARIABLE, SignalWatch, Stopped, Wish, ignored_by_children
 
 
 @pytest.fixture
@@ -65,6 +65,14 @@ def test_the_end_of_the_launcher_is_a_wish_to_stop(monkeypatch, launched, wish):
         assert watch.agreed() is Wish.NOTHING
         monkeypatch.setattr(os, "getppid", lambda: 1)
         assert watch.agreed() is wish
+
+
+def test_what_children_ignore_is_heeded_here():
+    with SignalWatch(Accelerator(cpu=True)) as watch:
+        with ignored_by_children():
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+        send(signal.SIGTERM)
+        assert watch.agreed() is Wish.STOP
 
 
 WORKERS = """

@@ -1,5 +1,6 @@
 import json
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from commands import ROOT, environment, metrics, train, write_config
 
 from patch_based_ddpm import Config
 from patch_based_ddpm.run_folder import RunFolder
-from patch_based_ddpm.tracking import Tracker
+from patch_based_ddpm.tracking import Tracker, record
 
 SCALARS = {"loss": 0.5, "grad_norm": float("nan")}
 HEAT_MAP = np.array([[0.25, 0.5], [0.75, np.nan]])
@@ -111,6 +112,38 @@ def test_a_login_that_wandb_cannot_look_up_means_offline(tmp_path, monkeypatch, 
     make_tracker(tmp_path, wandb_enabled=True).start()
     assert modes == ["offline"]
     assert "no login found" in capsys.readouterr().out
+
+
+def test_figures_are_a_run_of_their_own_and_never_a_failure(tmp_path, monkeypatch, capsys):
+    import wandb
+
+    class Run:
+        def log(self, scalars):
+            done.append(scalars)
+
+        def finish(self):
+            done.append("finished")
+
+    def start(**options):
+        done.append((options["mode"], options["project"], options["config"], options["dir"]))
+        if options["mode"] is None:
+            raise wandb.errors.CommError("no network")
+        return Run()
+
+    done = []
+    monkeypatch.setattr(wandb, "init", start)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    record({"of": "samples"}, {"FID": 3.0}, project=None, folder=tmp_path)
+    asked = ("patch_based_ddpm", {"of": "samples"}, str(tmp_path))
+    assert done == [(None, *asked), ("offline", *asked), {"FID": 3.0}, "finished"]
+    assert capsys.readouterr().out.count("no network") == 1
+    done.clear()
+    monkeypatch.setattr(wandb, "init", lambda **options: done.append(options["project"]) or 1 / 0)
+    record({}, {}, project="mine", folder=tmp_path)
+    assert done == ["mine", "mine"]
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    record({}, {}, project=None, folder=tmp_path)
+    assert "wandb is not installed" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -1,0 +1,240 @@
+"""Compare samples with real images: `accelerate launch -m patch_based_ddpm.evaluate --samples DIR --data DIR`."""
+
+import argparse
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from patch_based_ddpm import command_line, image_sets, metrics, sample, sliced_wasserstein, tracking
+from patch_based_ddpm.agreement import SMALLEST_READING
+from patch_based_ddpm.config import Config
+from patch_based_ddpm.diffusion import GaussianDiffusion
+from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.fidelity import FEWEST_IMAGES, Extractor
+from patch_based_ddpm.image_statistics import Collector, ImageStatistics, join, stretch_of
+from patch_based_ddpm.sources import BUILTIN_FACES
+
+COUNT = 10_000
+CACHE_DIR = Path("logs") / "evaluation"
+
+Batches = Callable[[range], Iterable[Tensor]]  # the images at some positions of a set, (b, c, H, W) at a time
+
+
+class _Samples(NamedTuple):
+    """What is to be judged; without a count there is nothing, and the data set alone is described."""
+
+    shape: tuple[int, int, int]
+    patch_divider: int
+    count: int | None = None
+    batches: Batches | None = None
+    config: Config | None = None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with the given arguments, or with the process's own."""
+    args = _parse(argv)
+    accelerator = command_line.start_accelerator()
+    samples = _samples(args, accelerator)
+    channels, height, width = samples.shape
+    sliced_wasserstein.levels(height, width)
+    N = samples.patch_divider
+    if height % N or width % N:
+        raise InputError(f"--patch-divider is {N}; it must divide both sides, {height} and {width}.")
+    _make_folder(args.cache_dir)
+    on_bad_image = "stop" if samples.config is None else samples.config.trainer.on_bad_image
+    data, stamp = image_sets.open_data(args.data, samples.shape, args.data_count, args.cache_dir, on_bad_image)
+    extractor = None
+    if args.fidelity:
+        _check_fidelity(samples, len(data.indexes))
+        with accelerator.local_main_process_first():  # one download serves all
+            extractor = Extractor(args.inception_weights, accelerator.device)
+
+    options = {
+        "faces": args.data == BUILTIN_FACES and channels == 3 and min(height, width) >= SMALLEST_READING,
+        "extractor": extractor,
+    }
+    key = json.dumps([stamp, extractor and extractor.stamp])
+    cache = args.cache_dir / f"statistics-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+    real = ImageStatistics.load(cache) if accelerator.is_main_process else None
+    (cached,) = broadcast_object_list([real is not None])
+    if not cached:
+        batches = partial(data.batches, batch_size=args.batch_size)
+        real = _collect(accelerator, "data", len(data.indexes), batches, **options)
+        if accelerator.is_main_process:
+            _write(cache, real.save)
+    generated = None
+    if samples.count is not None:
+        generated = _collect(accelerator, "samples", samples.count, samples.batches, **options)
+    if accelerator.is_main_process:
+        rows = metrics.figures(generated, real, N)
+        print(metrics.table(rows, (samples.count, real.count)))
+        report = _report(args, samples, real.count, cache, rows)
+        if args.out is not None:
+            text = json.dumps(report, indent=2) + "\n"
+            _write(args.out, lambda path: path.write_text(text, encoding="utf-8"))
+            print(f"\nEvery figure and what it means is in {args.out}.")
+        if args.wandb:
+            project = samples.config and samples.config.trainer.wandb_project
+            tracking.record(report, _scalars(rows), project=project, folder=args.cache_dir)
+    accelerator.end_training()
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = command_line.Parser(
+        prog="patch_based_ddpm.evaluate",
+        description="Compare samples with real images; with neither --samples nor --ckpt, describe the real images.",
+    )
+    judged = parser.add_mutually_exclusive_group()
+    judged.add_argument("--samples", type=Path, metavar="DIR", help="folder of samples, all of one size")
+    judged.add_argument("--ckpt", metavar="FILE", help="or the checkpoint to draw them from, seeds 0 to n - 1")
+    parser.add_argument("--data", required=True, metavar="DIR", help="real images: a folder, LSUN's, or builtin:faces")
+    parser.add_argument(
+        "--config", metavar="FILE", help="configuration: of a published checkpoint, or of --data without samples"
+    )
+    parser.add_argument(
+        "--n-samples", type=command_line.positive_int, metavar="N", help=f"to draw from --ckpt (default: {COUNT})"
+    )
+    parser.add_argument(
+        "--data-count",
+        type=command_line.positive_int,
+        default=COUNT,
+        metavar="N",
+        help=f"real images to take, at random (default: {COUNT}, or all if there are fewer)",
+    )
+    parser.add_argument(
+        "--patch-divider",
+        type=command_line.positive_int,
+        metavar="N",
+        help="look for seams on the borders of N x N patches (default: the model's)",
+    )
+    parser.add_argument("--fidelity", action="store_true", help="also FID, KID, precision, recall (torch-fidelity)")
+    parser.add_argument(
+        "--inception-weights", type=Path, metavar="FILE", help="of torch-fidelity's Inception (default: it downloads)"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the figures as JSON")
+    parser.add_argument("--wandb", action="store_true", help="also report them to wandb")
+    parser.add_argument(
+        "--cache-dir", type=Path, default=CACHE_DIR, metavar="DIR", help=f"statistics of --data (default: {CACHE_DIR})"
+    )
+    sample.add_sampling_flags(parser)
+    args = parser.parse_args(argv)
+    if args.samples is not None and args.config is not None:
+        parser.error("--config does not go with --samples, which have a size of their own")
+    if args.samples is None and args.ckpt is None and args.config is None:
+        parser.error("--data alone needs --config, which says how large its images are")
+    if args.inception_weights is not None and not args.fidelity:
+        parser.error("--inception-weights goes with --fidelity")
+    idle = [name for name in ("n_samples", *_sampling(args)) if getattr(args, name) != parser.get_default(name)]
+    if args.ckpt is None and idle:
+        parser.error(f"--{idle[0].replace('_', '-')} goes with --ckpt")
+    sample.check_sampling_flags(parser, args)
+    args.n_samples = args.n_samples or COUNT
+    return args
+
+
+def _sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags that say how to draw, and nothing about reading."""
+    flags = argparse.ArgumentParser()
+    sample.add_sampling_flags(flags)
+    return {name: getattr(args, name) for name in vars(flags.parse_args([])) if name != "batch_size"}
+
+
+def _samples(args: argparse.Namespace, accelerator: Accelerator) -> _Samples:
+    if args.samples is not None:
+        images = image_sets.open_samples(args.samples, leave_out=sample.GRID_NAME)
+        batches = partial(images.batches, batch_size=args.batch_size)
+        return _Samples(images.shape, args.patch_divider or 1, len(images.indexes), batches)
+    if args.ckpt is None:
+        config = Config.load(args.config)
+        count = batches = None
+    else:
+        diffusion = sample.load_model(args, accelerator, args.n_samples)
+        config, count = diffusion.config, args.n_samples
+        batches = partial(_drawn, diffusion, args, accelerator.is_main_process)
+    model = config.model
+    shape = (model.channels, *model.image_shape)
+    return _Samples(shape, args.patch_divider or model.patch_divider, count, batches, config)
+
+
+def _drawn(diffusion: GaussianDiffusion, args: argparse.Namespace, show: bool, positions: range) -> Iterator[Tensor]:
+    seeds = image_sets.shuffled(args.n_samples, args.n_samples)[positions.start : positions.stop]  # as a folder's files
+    for start in range(0, len(seeds), args.batch_size):
+        yield sample.draw_batch(diffusion, seeds[start : start + args.batch_size], args, show)
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--cache-dir {str(path)!r} cannot be used: {error.strerror}.") from None
+
+
+def _check_fidelity(samples: _Samples, real: int) -> None:
+    if samples.shape[0] == 4:
+        raise InputError("--fidelity takes grey or RGB images; these have 4 channels.")
+    for name, count in (("samples", samples.count), ("real images", real)):
+        if count is not None and count < FEWEST_IMAGES:
+            raise InputError(f"--fidelity needs at least {FEWEST_IMAGES} {name}; there are {count}.")
+
+
+def _collect(
+    accelerator: Accelerator, what: str, count: int, batches: Batches, *, faces: bool, extractor: Extractor | None
+) -> ImageStatistics | None:
+    """Take the statistics of a set, every process of its own stretch; the main process gets them all."""
+    own = stretch_of(count, accelerator.process_index, accelerator.num_processes)
+    collector = Collector(count, own.start, faces=faces, extractor=extractor)
+    show = accelerator.is_main_process
+    with tqdm(total=len(own), desc=what, unit="image", disable=not show, dynamic_ncols=True) as bar:
+        for images in batches(own):
+            collector.add(images.to(accelerator.device))
+            bar.update(len(images))
+    stretches = gather_object([collector.result()])
+    return join(stretches) if accelerator.is_main_process else None
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}.") from None
+
+
+def _report(
+    args: argparse.Namespace, samples: _Samples, real: int, cache: Path, rows: list[metrics.Figure]
+) -> dict[str, Any]:
+    judged = None
+    if samples.count is not None:
+        sampling = {} if args.ckpt is None else _sampling(args)
+        judged = {"source": str(args.samples or args.ckpt), "count": samples.count, **sampling}
+    return {
+        "samples": judged,
+        "data": {"source": args.data, "count": real, "statistics": str(cache)},
+        "image_shape": samples.shape,
+        "patch_divider": samples.patch_divider,
+        "figures": {row.name: {"samples": _finite(row.samples), "data": _finite(row.data)} for row in rows},
+        "definitions": metrics.DEFINITIONS,
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _scalars(rows: list[metrics.Figure]) -> dict[str, float]:
+    """The samples' figures, or those of the data where there are no samples."""
+    values = {row.name: row.data if row.samples is None else row.samples for row in rows}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+if __name__ == "__main__":
+    command_line.run(main)

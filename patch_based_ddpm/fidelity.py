@@ -1,0 +1,129 @@
+"""FID, KID, precision and recall, by the package torch-fidelity: optional, and imported only where it is asked for.
+
+Shapes: `b` images, `m` images of a set, `f` features of an image.
+"""
+
+import hashlib
+import pickle
+import urllib.error
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from patch_based_ddpm.errors import InputError
+
+INCEPTION = "inception-v3-compat"  # torch-fidelity's name of the network that FID is defined by
+NEIGHBOURS = 3  # whose distance is the radius of an image's neighbourhood; Kynkäänniemi et al. 2019
+FEWEST_IMAGES = NEIGHBOURS + 1
+KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
+ROWS_AT_A_TIME = 1024  # of the matrix of distances
+
+
+class Extractor:
+    """From images to features.
+
+    Args:
+        weights: a file with the network's weights; None: torch-fidelity downloads the official ones.
+        device: where the network goes.
+        name: the network, by the name under which torch-fidelity knows it.
+
+    Raises:
+        InputError: torch-fidelity is not installed, the weights do not fit, hold code, or cannot be downloaded.
+    """
+
+    def __init__(self, weights: Path | None, device: torch.device | str, name: str = INCEPTION) -> None:
+        try:
+            import torch_fidelity
+            from torch_fidelity import registry, utils
+        except ImportError:
+            raise InputError(
+                "FID, KID, precision and recall need the package torch-fidelity, which "
+                '`pipenv install --categories "packages evaluate"` installs.'
+            ) from None
+        if weights is not None:
+            _check(weights)
+        layer = registry.FEATURE_EXTRACTORS_REGISTRY[name].get_default_feature_layer_for_metric("fid")
+        try:
+            network = utils.create_feature_extractor(
+                name,
+                [layer],
+                cuda=False,
+                verbose=False,
+                feature_extractor_weights_path=None if weights is None else str(weights),
+            )
+        except (urllib.error.URLError, OSError) as error:
+            raise InputError(
+                f"the weights of Inception cannot be downloaded ({error}); give --inception-weights a file of them."
+            ) from None
+        except RuntimeError:
+            what = "what was downloaded" if weights is None else weights
+            raise InputError(f"{what}: these are not the weights of torch-fidelity's Inception network.") from None
+        self.network = network.to(device)
+        self.device = device
+        digest = None if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest()
+        self.stamp = [name, layer, torch_fidelity.__version__, digest]
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Extract features.
+
+        Args:
+            images: (b, 1, H, W), shown as grey RGB, or (b, 3, H, W); uint8.
+
+        Returns:
+            (b, f) float32 on the CPU.
+        """
+        (features,) = self.network(images.expand(-1, 3, -1, -1).to(self.device))
+        return features.float().cpu()
+
+
+def _check(weights: Path) -> None:
+    """torch-fidelity would run code that it finds in the file."""
+    try:
+        torch.load(weights, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{weights}: there is no such file.") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise InputError(f"{weights}: refused, because it is not a file of weights alone ({error!r:.80}).") from None
+
+
+def compare(generated: Tensor, real: Tensor) -> dict[str, float]:
+    """Compare two sets by their features.
+
+    Args:
+        generated: (m, f) float32 on the CPU, m at least 4.
+        real: (m', f), m' at least 4.
+
+    Returns:
+        `FID`, the Fréchet distance of the Gaussians with the sets' means and covariances; `KID x 10^3`, the mean over
+        100 pairs of random subsets of up to 1000 images, always the same ones; `precision`, the share of generated
+        images in the neighbourhood of a real one, and `recall`, the reverse.
+
+    Source: Heusel et al. 2017; Bińkowski et al. 2018; Kynkäänniemi et al. 2019, here over Inception's features.
+    """
+    from torch_fidelity import metric_fid, metric_kid, metric_prc
+
+    statistics = [metric_fid.fid_features_to_statistics(features.double()) for features in (generated, real)]
+    fid = metric_fid.fid_statistics_to_metric(*statistics, verbose=False)
+    kid = metric_kid.kid_features_to_metric(
+        generated.double(),
+        real.double(),
+        kid_subsets=KID_SUBSETS,
+        kid_subset_size=min(KID_SUBSET_SIZE, len(generated), len(real)),
+        verbose=False,
+    )
+    neighbourhoods = metric_prc.prc_features_to_metric(
+        generated,
+        real,
+        prc_neighborhood=NEIGHBOURS,
+        prc_batch_size=ROWS_AT_A_TIME,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    return {
+        "FID": fid[metric_fid.KEY_METRIC_FID],
+        "KID x 10^3": 1000 * kid[metric_kid.KEY_METRIC_KID_MEAN],
+        "precision": neighbourhoods[metric_prc.KEY_METRIC_PRECISION],
+        "recall": neighbourhoods[metric_prc.KEY_METRIC_RECALL],
+    }
