@@ -65,11 +65,7 @@ def read(path: PathLike) -> dict[str, Any]:
         DamagedCheckpoint: it cannot be read, or is damaged.
         InputError: there is no such file, it holds code, or it is no checkpoint.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(
-            f"{path}: {'is a folder, not a checkpoint file' if path.is_dir() else 'there is no such file'}."
-        )
+    path = check_path(path)
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -106,6 +102,20 @@ def read(path: PathLike) -> dict[str, Any]:
         "scaler": contents.get("scaler"),
         "published": True,
     }
+
+
+def check_path(path: PathLike) -> Path:
+    """The path of a file that is there.
+
+    Raises:
+        InputError: it is not.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(
+            f"{path}: {'is a folder, not a checkpoint file' if path.is_dir() else 'there is no such file'}."
+        )
+    return path
 
 
 def _verify(path: Path) -> None:

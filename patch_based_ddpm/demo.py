@@ -12,8 +12,9 @@ def main() -> None:
     """Train, or go on where an earlier demo stopped, then sample."""
     train.main(["--config", str(CONFIG), "--resume", "latest"])
     checkpoint = FOLDER / "checkpoints" / "model-last.pt"
+    faces = ["--out-dir", str(FOLDER / "faces"), "--n-samples", "36", "--grid", "--overwrite"]
     fast = ["--sampler", "ddim", "--steps", "100", "--eta", "1", "--batch-size", "36"]
-    sample.main(["--ckpt", str(checkpoint), "--out-dir", str(FOLDER / "faces"), "--n-samples", "36", "--grid", *fast])
+    sample.main(["--ckpt", str(checkpoint), *faces, *fast])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from patch_based_ddpm import command_line, image_sets, metrics, sample, sliced_wasserstein, tracking
+from patch_based_ddpm import command_line, image_sets, metrics, sample, sampling, sliced_wasserstein, tracking
 from patch_based_ddpm.agreement import SMALLEST_READING
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.diffusion import GaussianDiffusion
@@ -125,7 +125,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--cache-dir", type=Path, default=CACHE_DIR, metavar="DIR", help=f"statistics of --data (default: {CACHE_DIR})"
     )
-    sample.add_sampling_flags(parser)
+    sampling.add_flags(parser)
     args = parser.parse_args(argv)
     if args.samples is not None and args.config is not None:
         parser.error("--config does not go with --samples, which have a size of their own")
@@ -136,7 +136,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     idle = [name for name in ("n_samples", *_sampling(args)) if getattr(args, name) != parser.get_default(name)]
     if args.ckpt is None and idle:
         parser.error(f"--{idle[0].replace('_', '-')} goes with --ckpt")
-    sample.check_sampling_flags(parser, args)
+    sampling.check_flags(parser, args)
     args.n_samples = args.n_samples or COUNT
     return args
 
@@ -144,7 +144,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _sampling(args: argparse.Namespace) -> dict[str, Any]:
     """The flags that say how to draw, and nothing about reading."""
     flags = argparse.ArgumentParser()
-    sample.add_sampling_flags(flags)
+    sampling.add_flags(flags)
     return {name: getattr(args, name) for name in vars(flags.parse_args([])) if name != "batch_size"}
 
 
@@ -157,7 +157,7 @@ def _samples(args: argparse.Namespace, accelerator: Accelerator) -> _Samples:
         config = Config.load(args.config)
         count = batches = None
     else:
-        diffusion = sample.load_model(args, accelerator, args.n_samples)
+        diffusion = sampling.load_model(args, accelerator, args.n_samples)
         config, count = diffusion.config, args.n_samples
         batches = partial(_drawn, diffusion, args, accelerator.is_main_process)
     model = config.model
@@ -168,7 +168,7 @@ def _samples(args: argparse.Namespace, accelerator: Accelerator) -> _Samples:
 def _drawn(diffusion: GaussianDiffusion, args: argparse.Namespace, show: bool, positions: range) -> Iterator[Tensor]:
     seeds = image_sets.shuffled(args.n_samples, args.n_samples)[positions.start : positions.stop]  # as a folder's files
     for start in range(0, len(seeds), args.batch_size):
-        yield sample.draw_batch(diffusion, seeds[start : start + args.batch_size], args, show)
+        yield sampling.draw_batch(diffusion, seeds[start : start + args.batch_size], args, show)
 
 
 def _make_folder(path: Path) -> None:

@@ -1,72 +1,49 @@
 """Draw images: `accelerate launch -m patch_based_ddpm.sample --ckpt FILE --out-dir DIR`."""
 
 import argparse
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from PIL import Image
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from patch_based_ddpm import command_line, npz, pictures, planner, samplers
-from patch_based_ddpm.checkpoint import load_diffusion
-from patch_based_ddpm.config import SAMPLERS
+from patch_based_ddpm import checkpoint, command_line, npz, pictures, sampling
 from patch_based_ddpm.diffusion import GaussianDiffusion
 from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.sample_folder import SampleFolder
 
 GRID_NAME = "grid.png"
+GRID_LIMIT = 1024  # images in a grid; more would make a picture that few programs open
 SEED_LIMIT = 2**32  # what a CPU generator of PyTorch tells apart
+PAUSE = 0.5  # seconds between two looks at what the other processes have drawn
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with the given arguments, or with the process's own."""
     parser = _parser()
     args = parser.parse_args(argv)
-    if args.seeds is not None and args.seed is not None:
-        parser.error("--seed is the first of --n-samples seeds; it does not go with --seeds")
-    first = args.seed or 0
-    seeds = range(first, first + args.n_samples) if args.seeds is None else args.seeds
-    if seeds[-1] >= SEED_LIMIT:
-        parser.error(f"the last seed is {seeds[-1]}; seeds must be less than {SEED_LIMIT}")
-    check_sampling_flags(parser, args)
+    seeds = _seeds(parser, args)
+    sampling.check_flags(parser, args)
+    checkpoint.check_path(args.ckpt)
+    if args.out_dir.exists() and not args.out_dir.is_dir():
+        raise InputError(f"--out-dir {str(args.out_dir)!r} is a file; it must be a folder.")
     accelerator = command_line.start_accelerator()
-    diffusion = load_model(args, accelerator, len(seeds))
-    args.out_dir = _folder(args.out_dir)
-    own = seeds[accelerator.process_index :: accelerator.num_processes]
-    _draw(diffusion, own, args, show=accelerator.is_main_process)
-    accelerator.wait_for_everyone()
+    diffusion = sampling.load_model(args, accelerator, len(seeds))
+    folder = SampleFolder(args.out_dir, diffusion.image_shape)
+    _claim(folder, diffusion, seeds, args, accelerator)
+    _draw(folder, diffusion, seeds, args, accelerator)
     if accelerator.is_main_process and args.grid:
-        pictures.save_png(args.out_dir / GRID_NAME, _grid([args.out_dir / _name(seed) for seed in seeds]))
+        pictures.save_png(args.out_dir / GRID_NAME, _grid([folder.path(seed) for seed in seeds]))
     if accelerator.is_main_process and args.npz:
-        npz.write(args.out_dir / npz.NAME, [args.out_dir / _name(seed) for seed in seeds])
-    what = args.out_dir / GRID_NAME if args.grid else args.out_dir
-    accelerator.print(
-        f"{len(seeds)} images are in {args.out_dir}" + (f", side by side in {what}." if args.grid else ".")
-    )
+        npz.write(args.out_dir / npz.NAME, [folder.path(seed) for seed in seeds])
+    grid = f", side by side in {args.out_dir / GRID_NAME}" if args.grid else ""
+    accelerator.print(f"{len(seeds)} images are in {args.out_dir}{grid}.")
     accelerator.end_training()
-
-
-def load_model(args: argparse.Namespace, accelerator: Accelerator, images: int) -> GaussianDiffusion:
-    """Load the model as the flags say, ready to draw so many images."""
-    diffusion = load_diffusion(
-        args.ckpt,
-        config=args.config,
-        weights=args.weights,
-        device=accelerator.device,
-        dtype=command_line.DTYPES[args.dtype],
-    )
-    if args.compile:
-        # CUDA graphs want every pass of one shape; elsewhere it saves a second compilation.
-        diffusion.unet.compile(dynamic=False, mode="reduce-overhead" if accelerator.device.type == "cuda" else None)
-        diffusion.passes.padded = True
-    if args.max_memory is not None:
-        _limit_passes(diffusion, min(args.batch_size, images), args, accelerator)
-    if args.steps is not None:
-        samplers.strided_timesteps(diffusion.timesteps, args.steps)
-    return diffusion
 
 
 def _parser() -> command_line.Parser:
@@ -82,38 +59,23 @@ def _parser() -> command_line.Parser:
     parser.add_argument(
         "--seed", type=command_line.non_negative_int, metavar="S", help="first of the n seeds (default: 0)"
     )
+    parser.add_argument("--overwrite", action="store_true", help="draw images anew that are there already")
     parser.add_argument("--grid", action="store_true", help=f"also put all images into {GRID_NAME}")
     parser.add_argument("--npz", action="store_true", help=f"also put all images into {npz.NAME}, as an array")
-    add_sampling_flags(parser)
+    sampling.add_flags(parser)
     return parser
 
 
-def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say how to draw."""
-    parser.add_argument(
-        "--batch-size", type=command_line.positive_int, default=8, metavar="B", help="images at a time (default: 8)"
-    )
-    parser.add_argument(
-        "--patch-batch-size",
-        type=command_line.positive_int,
-        metavar="K",
-        help="patches per forward pass, counted over the batch; less is less memory (default: all)",
-    )
-    command_line.add_max_memory(parser)
-    parser.add_argument("--compile", action="store_true", help="compile the network: a slow start, then faster")
-    parser.add_argument("--sampler", choices=SAMPLERS, default="ddpm", help="default: ddpm, all steps")
-    parser.add_argument("--steps", type=command_line.positive_int, metavar="K", help="steps of ddim (default: all)")
-    parser.add_argument("--eta", type=_fraction, default=0.0, help="0: deterministic ddim, 1: as noisy as ddpm")
-    parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged or last (default: ema)")
-    parser.add_argument(
-        "--dtype", choices=tuple(command_line.DTYPES), default="float32", help="of the network (default: float32)"
-    )
-
-
-def check_sampling_flags(parser: command_line.Parser, args: argparse.Namespace) -> None:
-    """End the command where flags contradict one another."""
-    if args.sampler == "ddpm" and (args.steps is not None or args.eta != 0):
-        parser.error("--steps and --eta go with --sampler ddim; ddpm takes all steps")
+def _seeds(parser: command_line.Parser, args: argparse.Namespace) -> Sequence[int]:
+    if args.seeds is not None and args.seed is not None:
+        parser.error("--seed is the first of --n-samples seeds; it does not go with --seeds")
+    first = args.seed or 0
+    seeds = range(first, first + args.n_samples) if args.seeds is None else args.seeds
+    if seeds[-1] >= SEED_LIMIT:
+        parser.error(f"the last seed is {seeds[-1]}; seeds must be less than {SEED_LIMIT}")
+    if args.grid and len(seeds) > GRID_LIMIT:
+        parser.error(f"--grid shows at most {GRID_LIMIT} images, not {len(seeds)}")
+    return seeds
 
 
 def _seed_list(text: str) -> Sequence[int]:
@@ -133,67 +95,62 @@ def _seed_list(text: str) -> Sequence[int]:
     return sorted(seeds)
 
 
-def _fraction(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number in [0, 1]")
-    return value
-
-
-def _folder(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out-dir {str(path)!r} cannot be used: {error.strerror}.") from None
-    return path
-
-
-def _name(seed: int) -> str:
-    return f"{seed:06d}.png"
-
-
-def _draw(diffusion: GaussianDiffusion, seeds: Sequence[int], args: argparse.Namespace, show: bool) -> None:
-    """Draw this process's images, a batch at a time, and write each as a PNG file."""
-    with tqdm(total=len(seeds), desc="images", unit="image", disable=not show, dynamic_ncols=True) as bar:
-        for start in range(0, len(seeds), args.batch_size):
-            batch = seeds[start : start + args.batch_size]
-            images = draw_batch(diffusion, batch, args, show)
-            for seed, image in zip(batch, images.cpu(), strict=True):
-                pictures.save_png(args.out_dir / _name(seed), pictures.pixels(image))
-            bar.update(len(batch))
-
-
-@torch.inference_mode()
-def draw_batch(diffusion: GaussianDiffusion, seeds: Sequence[int], args: argparse.Namespace, show: bool) -> Tensor:
-    """Draw one image per seed as the flags say: (b, c, H, W) in [-1, 1], on the model's device."""
-    return samplers.draw(
-        diffusion,
-        seeds,
-        sampler=args.sampler,
-        steps=args.steps,
-        eta=args.eta,
-        patch_batch_size=args.patch_batch_size,
-        progress=lambda steps: tqdm(steps, desc="steps", disable=not show, leave=False, dynamic_ncols=True),
-    )
-
-
-def _limit_passes(
-    diffusion: GaussianDiffusion, images: int, args: argparse.Namespace, accelerator: Accelerator
+def _claim(
+    folder: SampleFolder,
+    diffusion: GaussianDiffusion,
+    seeds: Sequence[int],
+    args: argparse.Namespace,
+    accelerator: Accelerator,
 ) -> None:
-    """Let as many patches share a pass as fit; says how many."""
-    patches = diffusion.patch_divider**2 * images
-    diffusion.passes.limit, peak = planner.largest_patch_batch(
-        lambda size: planner.sampling_peak(
-            diffusion.config, batch_size=images, patch_batch_size=size, dtype=command_line.DTYPES[args.dtype]
-        ),
-        min(patches, args.patch_batch_size or patches),
-        args.max_memory,
-    )
-    command_line.hold_to(accelerator.device, args.max_memory)
-    accelerator.print(planner.sentence(diffusion.passes.limit, patches, peak, args.max_memory))
+    """Make sure that what lies in the folder was drawn as this is going to be; the main process looks."""
+    problem = None
+    if accelerator.is_main_process:
+        try:
+            folder.root.mkdir(parents=True, exist_ok=True)
+            folder.claim(sampling.origin(diffusion, args), seeds, args.overwrite)
+        except InputError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = f"--out-dir {str(folder.root)!r} cannot be used: {error.strerror}."
+    (problem,) = broadcast_object_list([problem])
+    if problem is not None:
+        raise InputError(problem)
+
+
+def _draw(
+    folder: SampleFolder,
+    diffusion: GaussianDiffusion,
+    seeds: Sequence[int],
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+) -> None:
+    """Draw the images that are missing, each process its share, and write each as a PNG file."""
+    show = accelerator.is_main_process
+    wanted = seeds if isinstance(seeds, range) else frozenset(seeds)
+    own = seeds[accelerator.process_index :: accelerator.num_processes]
+    done = _count(folder, wanted) if show else 0
+    accelerator.wait_for_everyone()  # before the first process draws
+    with tqdm(total=len(seeds), initial=done, desc="images", unit="image", disable=not show, dynamic_ncols=True) as bar:
+        for batch in _batches((seed for seed in own if not folder.is_complete(seed)), args.batch_size):
+            images = sampling.draw_batch(diffusion, batch, args, show)
+            for seed, image in zip(batch, images.cpu(), strict=True):
+                folder.write(seed, image)
+            if show:
+                bar.update(_count(folder, wanted) - bar.n)
+        while show and bar.n < len(seeds):  # the others are not done
+            time.sleep(PAUSE)
+            bar.update(_count(folder, wanted) - bar.n)
+    accelerator.wait_for_everyone()
+
+
+def _count(folder: SampleFolder, wanted: Collection[int]) -> int:
+    """How many images there are: files, so that processes need not wait for each other to tell."""
+    return sum(1 for _ in folder.present(wanted))
+
+
+def _batches(seeds: Iterator[int], size: int) -> Iterator[list[int]]:
+    while batch := list(islice(seeds, size)):
+        yield batch
 
 
 def _grid(paths: list[Path]) -> np.ndarray:

@@ -1,5 +1,6 @@
 import json
 
+import commands
 import numpy as np
 import pytest
 import torch
@@ -7,7 +8,7 @@ from accelerate import Accelerator
 from commands import write_config
 from PIL import Image
 
-from patch_based_ddpm import Config, data, planner, sample, samplers
+from patch_based_ddpm import Config, data, pictures, planner, sample, samplers
 from patch_based_ddpm.checkpoint import load_diffusion
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.run_folder import RunFolder
@@ -43,13 +44,13 @@ def run(ckpt, folder, *flags):
 
 
 def test_the_files_are_what_the_sampler_draws(ckpt, tmp_path):
-    pictures = run(ckpt, tmp_path, "--n-samples", "3", "--seed", "7", "--batch-size", "2")
-    assert list(pictures) == ["000007.png", "000008.png", "000009.png"]
+    images = run(ckpt, tmp_path, "--n-samples", "3", "--seed", "7", "--batch-size", "2")
+    assert list(images) == ["000007.png", "000008.png", "000009.png"]
     diffusion = load_diffusion(ckpt)
     for seed in (7, 8, 9):
         noise = samplers.ImageNoise([seed], (3, 16, 16), "cpu")
         (image,) = data.to_uint8(samplers.ddpm(diffusion, noise(), noise=noise))
-        difference = np.abs(pictures[f"{seed:06d}.png"].astype(int) - image.permute(1, 2, 0).numpy().astype(int))
+        difference = np.abs(images[f"{seed:06d}.png"].astype(int) - image.permute(1, 2, 0).numpy().astype(int))
         assert difference.max() <= 1  # a library may round differently for another batch shape
 
 
@@ -97,6 +98,89 @@ def test_compiled_pictures_are_the_same(ckpt, tmp_path):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+FAST = ("--sampler", "ddim", "--steps", "2")
+
+
+def test_a_job_that_was_cut_off_is_finished_by_running_it_again(ckpt, tmp_path, monkeypatch):
+    whole = run(ckpt, tmp_path / "whole", "--seeds", "0-6", "--batch-size", "3", *FAST)
+    folder, saved = tmp_path / "again", []
+    save = pictures.save_png
+
+    def cut_off(path, picture):
+        if len(saved) == 4:
+            raise KeyboardInterrupt
+        saved.append(path.name)
+        save(path, picture)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "save_png", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            run(ckpt, folder, "--seeds", "0-6", "--batch-size", "3", *FAST)
+    (folder / "000002.png").write_bytes((folder / "000002.png").read_bytes()[:100])
+    drawn, draw = [], samplers.draw
+
+    def watched(diffusion, seeds, **options):
+        drawn.extend(seeds)
+        return draw(diffusion, seeds, **options)
+
+    monkeypatch.setattr(samplers, "draw", watched)
+    assert_near(run(ckpt, folder, "--seeds", "0-6", "--batch-size", "3", *FAST), whole)
+    assert drawn == [2, 4, 5, 6]
+    run(ckpt, folder, "--seeds", "0-6", *FAST)
+    assert drawn == [2, 4, 5, 6]
+    run(ckpt, folder, "--seeds", "0-1", "--overwrite", *FAST)
+    assert drawn == [2, 4, 5, 6, 0, 1]
+
+
+def assert_near(got, wanted):
+    """The same pictures: where a library rounds differently for another batch, one level, under 0.1 % of the values."""
+    assert got.keys() == wanted.keys()
+    for name, pixels in wanted.items():
+        difference = np.abs(got[name].astype(int) - pixels)
+        assert difference.max() <= 1
+        assert (difference > 0).mean() < 0.001
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--batch-size", "1"), ("--batch-size", "3"), ("--batch-size", "8", "--patch-batch-size", "5")],
+    ids=" ".join,
+)
+def test_an_image_depends_on_its_seed_alone(ckpt, tmp_path, flags):
+    usual = run(ckpt, tmp_path / "usual", "--seeds", "0-8", *FAST)
+    assert_near(run(ckpt, tmp_path / "other", "--seeds", "0-8", *FAST, *flags), usual)
+
+
+def test_other_settings_are_refused(ckpt, tmp_path):
+    run(ckpt, tmp_path, "--seeds", "0-1", *FAST)
+    run(ckpt, tmp_path, "--seeds", "2-3", "--batch-size", "1", "--patch-batch-size", "3", *FAST)  # how, and not what
+    for flags, words in (
+        (("--sampler", "ddim", "--steps", "3"), r"another steps \(2 instead of 3\)"),
+        ((*FAST, "--dtype", "bf16"), r'another dtype \("float32" instead of "bf16"\)'),
+        ((*FAST, "--weights", "model"), r'another weights \("ema" instead of "model"\)'),
+        ((*FAST, "--eta", "1"), r"another eta \(0\.0 instead of 1\.0\)"),
+    ):
+        with pytest.raises(InputError, match=words):
+            run(ckpt, tmp_path, "--seeds", "4", *flags)
+    assert list(drawn(tmp_path)) == [f"{seed:06d}.png" for seed in range(4)]
+
+
+@pytest.mark.slow
+def test_two_processes_share_what_is_left(ckpt, tmp_path):
+    whole = run(ckpt, tmp_path / "whole", "--seeds", "0-6", *FAST)
+    run(ckpt, tmp_path / "shared", "--seeds", "1-2", *FAST)
+    done = commands.sample(
+        "--ckpt", ckpt, "--out-dir", tmp_path / "shared", "--seeds", "0-6", "--batch-size", 2, *FAST, processes=2
+    )
+    assert done.returncode == 0, done.stderr
+    assert_near(drawn(tmp_path / "shared"), whole)
+    assert "7/7" in done.stderr  # the bar counts what both have drawn
+    done = commands.sample("--ckpt", ckpt, "--out-dir", tmp_path / "shared", *FAST, "--steps", 3, processes=2)
+    assert done.returncode != 0
+    assert "another steps (2 instead of 3)" in done.stderr
+    assert "Traceback" not in done.stderr.split("error:")[0]
+
+
 def test_grid(ckpt, tmp_path):
     pictures = run(ckpt, tmp_path, "--n-samples", "3", "--grid", "--sampler", "ddim", "--steps", "2")
     assert list(pictures) == ["000000.png", "000001.png", "000002.png", "grid.png"]
@@ -124,6 +208,7 @@ def test_npz(ckpt, tmp_path):
         (["--sampler", "euler"], "invalid choice: 'euler'"),
         (["--n-samples", "2", "--seeds", "3"], "not allowed with argument"),
         (["--seed", "2", "--seeds", "3"], "does not go with --seeds"),
+        (["--n-samples", "1025", "--grid"], "--grid shows at most 1024 images, not 1025"),
     ],
 )
 def test_bad_flags_end_with_2_and_one_sentence(tmp_path, capsys, flags, words):
@@ -138,8 +223,12 @@ def test_bad_flags_end_with_2_and_one_sentence(tmp_path, capsys, flags, words):
 
 def test_other_errors_are_sentences_too(ckpt, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"--out-dir '.*file' cannot be used"):
+    with pytest.raises(InputError, match=r"--out-dir '.*file' is a file; it must be a folder"):
         run(ckpt, tmp_path / "file")
+    with pytest.raises(InputError, match=r"--out-dir '.*below' cannot be used: Not a directory"):
+        run(ckpt, tmp_path / "file" / "below")
+    with pytest.raises(InputError, match="is a folder, not a checkpoint file"):
+        run(str(tmp_path), tmp_path / "out")
     with pytest.raises(InputError, match="there is no such file"):
         run("missing.pt", tmp_path / "out")
     with pytest.raises(InputError, match=r"steps is 21; it must lie in \[1, 20\]"):
