@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from PIL import Image
 from tqdm.auto import tqdm
 
-from patch_based_ddpm import command_line, pictures, planner, samplers
+from patch_based_ddpm import command_line, pictures, planner, samplers, timesteps
 from patch_based_ddpm.checkpoint import load_diffusion
 from patch_based_ddpm.config import SAMPLERS
 from patch_based_ddpm.diffusion import GaussianDiffusion
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.max_memory is not None:
         _limit_passes(diffusion, min(args.batch_size, len(seeds)), args, accelerator)
     if args.steps is not None:
-        samplers.strided_timesteps(diffusion.timesteps, args.steps)
+        timesteps.check(diffusion.timesteps, args.steps)
     args.out_dir = _folder(args.out_dir)
     own = seeds[accelerator.process_index :: accelerator.num_processes]
     _draw(diffusion, own, args, show=accelerator.is_main_process)

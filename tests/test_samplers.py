@@ -6,7 +6,8 @@ from torch import nn
 
 from patch_based_ddpm import GaussianDiffusion
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.samplers import ImageNoise, ddim, ddpm, draw, strided_timesteps
+from patch_based_ddpm.samplers import ImageNoise, ddim, ddpm, draw
+from patch_based_ddpm.timesteps import trailing as strided_timesteps
 
 each_objective = pytest.mark.parametrize("objective", ["pred_noise", "pred_x0", "pred_v"])
 
