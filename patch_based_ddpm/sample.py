@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from PIL import Image
 from tqdm.auto import tqdm
 
-from patch_based_ddpm import command_line, pictures, planner, samplers, timesteps
+from patch_based_ddpm import command_line, pictures, planner, samplers, timesteps, trajectory
 from patch_based_ddpm.checkpoint import load_diffusion
 from patch_based_ddpm.config import SAMPLERS
 from patch_based_ddpm.diffusion import GaussianDiffusion
@@ -30,8 +30,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     seeds = range(first, first + args.n_samples) if args.seeds is None else args.seeds
     if seeds[-1] >= SEED_LIMIT:
         parser.error(f"the last seed is {seeds[-1]}; seeds must be less than {SEED_LIMIT}")
-    if args.sampler == "ddpm" and (args.steps is not None or args.eta != 0):
-        parser.error("--steps and --eta go with --sampler ddim; ddpm takes all steps")
+    if args.trajectory is None and (args.trajectory_of is not None or args.patch_borders):
+        parser.error("--trajectory-of and --patch-borders go with --trajectory")
+    samplers.check(args.sampler, eta=args.eta, order=args.order)
     accelerator = command_line.start_accelerator()
     diffusion = load_diffusion(
         args.ckpt,
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.steps is not None:
         timesteps.check(diffusion.timesteps, args.steps)
     args.out_dir = _folder(args.out_dir)
+    if args.trajectory is not None:
+        trajectory.make_folder(args.trajectory)
     own = seeds[accelerator.process_index :: accelerator.num_processes]
     _draw(diffusion, own, args, show=accelerator.is_main_process)
     accelerator.wait_for_everyone()
@@ -85,14 +88,27 @@ def _parser() -> command_line.Parser:
     )
     command_line.add_max_memory(parser)
     parser.add_argument("--compile", action="store_true", help="compile the network: a slow start, then faster")
-    parser.add_argument("--sampler", choices=SAMPLERS, default="ddpm", help="default: ddpm, all steps")
-    parser.add_argument("--steps", type=command_line.positive_int, metavar="K", help="steps of ddim (default: all)")
-    parser.add_argument("--eta", type=_fraction, default=0.0, help="0: deterministic ddim, 1: as noisy as ddpm")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="ddpm", help="default: ddpm")
+    parser.add_argument(
+        "--steps", type=command_line.positive_int, metavar="K", help="(default: all, or 20 of dpm-solver++)"
+    )
+    parser.add_argument("--eta", type=_fraction, default=0.0, help="0: ddim or dpm-solver++ without noise, 1: with all")
+    parser.add_argument("--order", type=int, choices=samplers.ORDERS, help="of dpm-solver++ (default: 2)")
+    parser.add_argument(
+        "--spacing", choices=timesteps.SPACINGS, help="of the steps (default: trailing, or logsnr of dpm-solver++)"
+    )
     parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged or last (default: ema)")
     parser.add_argument(
         "--dtype", choices=tuple(command_line.DTYPES), default="float32", help="of the network (default: float32)"
     )
     parser.add_argument("--grid", action="store_true", help=f"also put all images into {GRID_NAME}")
+    parser.add_argument(
+        "--trajectory", type=trajectory.file_name, metavar="FILE", help="animate the first batch, as .webp or .gif"
+    )
+    parser.add_argument(
+        "--trajectory-of", choices=trajectory.KINDS, help="the noisy or the predicted images (default: x_t)"
+    )
+    parser.add_argument("--patch-borders", action="store_true", help="draw the borders of the patches into it")
     return parser
 
 
@@ -140,6 +156,7 @@ def _draw(diffusion: GaussianDiffusion, seeds: Sequence[int], args: argparse.Nam
     with tqdm(total=len(seeds), desc="images", unit="image", disable=not show, dynamic_ncols=True) as bar:
         for start in range(0, len(seeds), args.batch_size):
             batch = seeds[start : start + args.batch_size]
+            recorder = _recorder(diffusion, args) if show and start == 0 and args.trajectory is not None else None
             with torch.inference_mode():
                 images = samplers.draw(
                     diffusion,
@@ -147,12 +164,21 @@ def _draw(diffusion: GaussianDiffusion, seeds: Sequence[int], args: argparse.Nam
                     sampler=args.sampler,
                     steps=args.steps,
                     eta=args.eta,
+                    order=args.order,
+                    spacing=args.spacing,
                     patch_batch_size=args.patch_batch_size,
                     progress=lambda steps: tqdm(steps, desc="steps", disable=not show, leave=False, dynamic_ncols=True),
+                    observe=recorder,
                 )
+            if recorder is not None:
+                recorder.save(args.trajectory, images)
             for seed, image in zip(batch, images.cpu(), strict=True):
                 pictures.save_png(args.out_dir / _name(seed), pictures.pixels(image))
             bar.update(len(batch))
+
+
+def _recorder(diffusion: GaussianDiffusion, args: argparse.Namespace) -> trajectory.Trajectory:
+    return trajectory.Trajectory(args.trajectory_of or "x_t", diffusion.patch_divider if args.patch_borders else 1)
 
 
 def _limit_passes(

@@ -18,9 +18,7 @@ from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.randomness import ImageNoise
 
 ORDERS = (1, 2, 3)  # of dpm-solver++
-DEFAULT_ORDER = 2
 DEFAULT_STEPS = 20  # of dpm-solver++; the others visit all timesteps
-DEFAULT_SPACING = "trailing"
 
 
 def ddpm(
@@ -29,7 +27,7 @@ def ddpm(
     *,
     noise: Noise,
     steps: int | None = None,
-    spacing: str = DEFAULT_SPACING,
+    spacing: str = "trailing",
     patch_batch_size: int | None = None,
     progress: Progress = iter,
     observe: Observe | None = None,
@@ -54,7 +52,7 @@ def ddpm(
 
     Source: DDPM algorithm 2; over fewer steps `updates.ancestral`.
     """
-    visited, alpha_bar = _visited(diffusion, diffusion.timesteps if steps is None else steps, spacing)
+    visited, alpha_bar = _visited(diffusion, steps, spacing)
     return denoise(diffusion, x_T, visited, updates.ancestral(alpha_bar), noise, patch_batch_size, progress, observe)
 
 
@@ -62,10 +60,10 @@ def ddim(
     diffusion: GaussianDiffusion,
     x_T: Tensor,
     *,
-    steps: int,
+    steps: int | None = None,
     eta: float = 0.0,
     noise: Noise | None = None,
-    spacing: str = DEFAULT_SPACING,
+    spacing: str = "trailing",
     patch_batch_size: int | None = None,
     progress: Progress = iter,
     observe: Observe | None = None,
@@ -75,7 +73,7 @@ def ddim(
     Args:
         diffusion: the model.
         x_T: (b, c, H, W) standard normal.
-        steps: timesteps visited, in [1, T].
+        steps: timesteps visited, in [1, T]; None: all.
         eta: 0 is deterministic, 1 is ancestral sampling. In [0, 1].
         noise: draws each z, (b, c, H, W) standard normal; needed where eta > 0.
         spacing: see `ddpm`.
@@ -102,11 +100,11 @@ def dpm_solver_pp(
     diffusion: GaussianDiffusion,
     x_T: Tensor,
     *,
-    steps: int,
-    order: int = DEFAULT_ORDER,
+    steps: int | None = None,
+    order: int = 2,
     eta: float = 0.0,
     noise: Noise | None = None,
-    spacing: str = DEFAULT_SPACING,
+    spacing: str = "logsnr",
     patch_batch_size: int | None = None,
     progress: Progress = iter,
     observe: Observe | None = None,
@@ -116,7 +114,7 @@ def dpm_solver_pp(
     Args:
         diffusion: the model.
         x_T: (b, c, H, W) standard normal.
-        steps: timesteps visited, in [1, T].
+        steps: timesteps visited, in [1, T]; None: 20, or all where there are fewer.
         order: 1, 2 or 3.
         eta: 0 is deterministic; 1 solves the equation with noise (SDE-DPM-Solver++), of order 1 or 2.
         noise: draws each z, (b, c, H, W) standard normal; needed where eta is 1.
@@ -136,14 +134,15 @@ def dpm_solver_pp(
     """
     check("dpm-solver++", eta=eta, order=order)
     _check_noise(eta, noise)
+    steps = min(DEFAULT_STEPS, diffusion.timesteps) if steps is None else steps
     visited, alpha_bar = _visited(diffusion, steps, spacing)
     rows = updates.dpm_solver_pp(alpha_bar, order, stochastic=eta == 1)
     return denoise(diffusion, x_T, visited, rows, noise, patch_batch_size, progress, observe)
 
 
-def _visited(diffusion: GaussianDiffusion, steps: int, spacing: str) -> tuple[list[int], Tensor]:
+def _visited(diffusion: GaussianDiffusion, steps: int | None, spacing: str) -> tuple[list[int], Tensor]:
     alpha_bar = diffusion.exact_alpha_bar
-    visited = timesteps.visited(alpha_bar, steps, spacing)
+    visited = timesteps.visited(alpha_bar, diffusion.timesteps if steps is None else steps, spacing)
     return visited, alpha_bar[visited]
 
 
@@ -187,7 +186,7 @@ def draw(
     steps: int | None,
     eta: float,
     order: int | None = None,
-    spacing: str = DEFAULT_SPACING,
+    spacing: str | None = None,
     patch_batch_size: int | None,
     progress: Progress = iter,
     observe: Observe | None = None,
@@ -198,10 +197,10 @@ def draw(
         diffusion: the model.
         seeds: b of them, in [0, 2^32).
         sampler: "ddpm", "ddim" or "dpm-solver++".
-        steps: in [1, T]; None: all T, but for "dpm-solver++" 20.
+        steps: in [1, T]; None: the sampler's own, all T, or 20 of "dpm-solver++".
         eta: for "ddim" and "dpm-solver++", see there.
         order: for "dpm-solver++", see there; None: 2.
-        spacing: see `ddpm`.
+        spacing: see `ddpm`; None: "trailing", or "logsnr" of "dpm-solver++".
         patch_batch_size: see `ddpm`.
         progress: see `ddpm`.
         observe: see `ddpm`.
@@ -213,15 +212,14 @@ def draw(
         InputError: there is no such sampler, or it cannot take these options.
     """
     check(sampler, eta=eta, order=order)
-    if steps is None:
-        steps = min(DEFAULT_STEPS, diffusion.timesteps) if sampler == "dpm-solver++" else diffusion.timesteps
     noise = ImageNoise(seeds, diffusion.image_shape, diffusion.alpha_bar.device)
-    options = {"steps": steps, "noise": noise, "spacing": spacing, "patch_batch_size": patch_batch_size}
-    options |= {"progress": progress, "observe": observe}
+    given = {"steps": steps, "order": order, "spacing": spacing}
+    options = {name: value for name, value in given.items() if value is not None}
+    options |= {"noise": noise, "patch_batch_size": patch_batch_size, "progress": progress, "observe": observe}
     match sampler:
         case "ddpm":
             return ddpm(diffusion, noise(), **options)
         case "ddim":
             return ddim(diffusion, noise(), eta=eta, **options)
         case "dpm-solver++":
-            return dpm_solver_pp(diffusion, noise(), eta=eta, order=order or DEFAULT_ORDER, **options)
+            return dpm_solver_pp(diffusion, noise(), eta=eta, **options)
