@@ -56,9 +56,8 @@ class GaussianDiffusion(nn.Module):
         self.patch_divider = config.model.patch_divider
         self.timesteps = config.diffusion.timesteps
         self.passes = Passes()
-        beta = schedule.cosine_betas(self.timesteps)
-        alpha_bar = schedule.alpha_bars(beta)
-        posterior = schedule.posterior(beta)
+        alpha_bar = self.exact_alpha_bar
+        posterior = schedule.posterior(schedule.cosine_betas(self.timesteps))
         self._register("alpha_bar", alpha_bar)
         self._register("sqrt_alpha_bar", alpha_bar.sqrt())
         self._register("sqrt_one_minus_alpha_bar", (1 - alpha_bar).sqrt())
@@ -80,6 +79,11 @@ class GaussianDiffusion(nn.Module):
     def image_shape(self) -> tuple[int, int, int]:
         """(c, H, W) of the images it was made for."""
         return (self.config.model.channels, *self.config.model.image_shape)
+
+    @property
+    def exact_alpha_bar(self) -> Tensor:
+        """alpha_bar, (T,) float64 on the CPU: in float32, differences such as 1 - alpha_bar lose what they say."""
+        return schedule.alpha_bars(schedule.cosine_betas(self.timesteps))
 
     def predict(self, x_t: Tensor, t: Tensor, patch_batch_size: int | None = None) -> Tensor:
         """Run the network over all patches of noisy images.

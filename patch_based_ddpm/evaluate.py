@@ -136,7 +136,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     idle = [name for name in ("n_samples", *_sampling(args)) if getattr(args, name) != parser.get_default(name)]
     if args.ckpt is None and idle:
         parser.error(f"--{idle[0].replace('_', '-')} goes with --ckpt")
-    sampling.check_flags(parser, args)
+    sampling.check_flags(args)
     args.n_samples = args.n_samples or COUNT
     return args
 

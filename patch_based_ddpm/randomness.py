@@ -4,10 +4,12 @@ Nothing is drawn from a global generator. So a resumed run repeats the uninterru
 depend on how many processes or workers there are.
 """
 
+from collections.abc import Iterable
 from enum import IntEnum
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 class Purpose(IntEnum):
@@ -44,3 +46,24 @@ def generator(*names: int, device: torch.device | str = "cpu") -> torch.Generato
     words = [len(names), *(int(name) >> shift & 0xFFFFFFFF for name in names for shift in (0, 32))]
     seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
     return torch.Generator(device).manual_seed(seed)
+
+
+class ImageNoise:
+    """Standard normal noise in which each image's part depends on that image's seed alone.
+
+    It is drawn on the CPU, so that a seed means the same on every device.
+
+    Args:
+        seeds: one per image, in [0, 2^64); the low 32 bits count.
+        shape: (c, H, W).
+        device: where the noise goes.
+    """
+
+    def __init__(self, seeds: Iterable[int], shape: tuple[int, int, int], device: torch.device | str) -> None:
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.shape = shape
+        self.device = device
+
+    def __call__(self) -> Tensor:
+        """Draw the next (b, c, H, W) float32: x_T first, then what each step asks for."""
+        return torch.stack([torch.randn(self.shape, generator=g) for g in self.generators]).to(self.device)

@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from PIL import Image
 from tqdm.auto import tqdm
 
-from patch_based_ddpm import checkpoint, command_line, npz, pictures, sampling
+from patch_based_ddpm import command_line, npz, pictures, sampling, trajectory
 from patch_based_ddpm.diffusion import GaussianDiffusion
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.sample_folder import SampleFolder
@@ -28,13 +28,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     args = parser.parse_args(argv)
     seeds = _seeds(parser, args)
-    sampling.check_flags(parser, args)
-    checkpoint.check_path(args.ckpt)
+    if args.trajectory is None and (args.trajectory_of is not None or args.patch_borders):
+        parser.error("--trajectory-of and --patch-borders go with --trajectory")
+    sampling.check_flags(args)
     if args.out_dir.exists() and not args.out_dir.is_dir():
         raise InputError(f"--out-dir {str(args.out_dir)!r} is a file; it must be a folder.")
     accelerator = command_line.start_accelerator()
     diffusion = sampling.load_model(args, accelerator, len(seeds))
     folder = SampleFolder(args.out_dir, diffusion.image_shape)
+    if args.trajectory is not None:
+        trajectory.make_folder(args.trajectory)
     _claim(folder, diffusion, seeds, args, accelerator)
     _draw(folder, diffusion, seeds, args, accelerator)
     if accelerator.is_main_process and args.grid:
@@ -62,6 +65,13 @@ def _parser() -> command_line.Parser:
     parser.add_argument("--overwrite", action="store_true", help="draw images anew that are there already")
     parser.add_argument("--grid", action="store_true", help=f"also put all images into {GRID_NAME}")
     parser.add_argument("--npz", action="store_true", help=f"also put all images into {npz.NAME}, as an array")
+    parser.add_argument(
+        "--trajectory", type=trajectory.file_name, metavar="FILE", help="animate the first batch, as .webp or .gif"
+    )
+    parser.add_argument(
+        "--trajectory-of", choices=trajectory.KINDS, help="the noisy or the predicted images (default: x_t)"
+    )
+    parser.add_argument("--patch-borders", action="store_true", help="draw the borders of the patches into it")
     sampling.add_flags(parser)
     return parser
 
@@ -128,11 +138,17 @@ def _draw(
     show = accelerator.is_main_process
     wanted = seeds if isinstance(seeds, range) else frozenset(seeds)
     own = seeds[accelerator.process_index :: accelerator.num_processes]
+    to_animate = own[: args.batch_size] if show and args.trajectory is not None else ()  # even if they are there
+    missing = (seed for seed in own if seed in to_animate or not folder.is_complete(seed))
     done = _count(folder, wanted) if show else 0
     accelerator.wait_for_everyone()  # before the first process draws
     with tqdm(total=len(seeds), initial=done, desc="images", unit="image", disable=not show, dynamic_ncols=True) as bar:
-        for batch in _batches((seed for seed in own if not folder.is_complete(seed)), args.batch_size):
-            images = sampling.draw_batch(diffusion, batch, args, show)
+        for batch in _batches(missing, args.batch_size):
+            animated = show and args.trajectory is not None and seeds[0] in batch
+            recorder = _recorder(diffusion, args) if animated else None
+            images = sampling.draw_batch(diffusion, batch, args, show, recorder)
+            if animated:
+                recorder.save(args.trajectory, images)
             for seed, image in zip(batch, images.cpu(), strict=True):
                 folder.write(seed, image)
             if show:
@@ -141,6 +157,10 @@ def _draw(
             time.sleep(PAUSE)
             bar.update(_count(folder, wanted) - bar.n)
     accelerator.wait_for_everyone()
+
+
+def _recorder(diffusion: GaussianDiffusion, args: argparse.Namespace) -> trajectory.Trajectory:
+    return trajectory.Trajectory(args.trajectory_of or "x_t", diffusion.patch_divider if args.patch_borders else 1)
 
 
 def _count(folder: SampleFolder, wanted: Collection[int]) -> int:

@@ -1,43 +1,24 @@
 """From noise to images: pure functions of a diffusion model and x_T. All randomness is passed in.
 
-Symbols: `x_T` pure noise, `x_t` noisy image, `x_0` image, `eps` noise, `t` timestep in [0, T).
+Symbols: `x_T` pure noise, `x_t` noisy image, `x_0` image, `z` noise, `t` timestep in [0, T).
 Shapes: `b` images, `c` channels, `H W` image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 
+from patch_based_ddpm import timesteps, updates
 from patch_based_ddpm.config import SAMPLERS
+from patch_based_ddpm.denoising import Noise, Observe, Progress, denoise
 from patch_based_ddpm.diffusion import GaussianDiffusion
 from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.randomness import ImageNoise
 
-Noise = Callable[[], Tensor]
-Progress = Callable[[list[int]], Iterable[int]]
-
-
-class ImageNoise:
-    """Standard normal noise in which each image's part depends on that image's seed alone.
-
-    It is drawn on the CPU, so that a seed means the same on every device.
-
-    Args:
-        seeds: one per image, in [0, 2^64); the low 32 bits count.
-        shape: (c, H, W).
-        device: where the noise goes.
-    """
-
-    def __init__(self, seeds: Iterable[int], shape: tuple[int, int, int], device: torch.device | str) -> None:
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.shape = shape
-        self.device = device
-
-    def __call__(self) -> Tensor:
-        """Draw the next (b, c, H, W) float32: x_T first, then what each step asks for."""
-        return torch.stack([torch.randn(self.shape, generator=g) for g in self.generators]).to(self.device)
+ORDERS = (1, 2, 3)  # of dpm-solver++
+DEFAULT_STEPS = 20  # of dpm-solver++; the others visit all timesteps
 
 
 def ddpm(
@@ -45,103 +26,156 @@ def ddpm(
     x_T: Tensor,
     *,
     noise: Noise,
+    steps: int | None = None,
+    spacing: str = "trailing",
     patch_batch_size: int | None = None,
     progress: Progress = iter,
+    observe: Observe | None = None,
 ) -> Tensor:
-    """Ancestral sampling over all T steps: x_{t-1} = mean(x_t) + sqrt(variance_t) z, and no z at t = 0.
+    """Ancestral sampling: each x_s is drawn from the posterior q(x_s | x_t, x_0) at the predicted, clipped x_0.
 
     Args:
         diffusion: the model.
         x_T: (b, c, H, W) standard normal.
         noise: draws each z, (b, c, H, W) standard normal.
+        steps: timesteps visited, in [1, T]; None: all, which is the algorithm of the paper.
+        spacing: how they are spread, see `timesteps.visited`.
         patch_batch_size: patches per forward pass, counted over all images; None: all.
         progress: wraps the list of timesteps, to show how far it is.
+        observe: is shown (t, x_t, predicted x_0) at every timestep visited.
 
     Returns:
         x_0, (b, c, H, W) in [-1, 1].
 
-    Source: DDPM algorithm 2.
+    Raises:
+        InputError: `steps` is out of range, or there is no such spacing.
+
+    Source: DDPM algorithm 2; over fewer steps `updates.ancestral`.
     """
-    x_t = x_T
-    for step in progress(list(range(diffusion.timesteps))[::-1]):
-        mean, _, log_variance = diffusion.p_mean_variance(x_t, _filled(x_t, step), patch_batch_size)
-        x_t = mean + (0.5 * log_variance).exp() * noise() if step > 0 else mean
-    return x_t
+    visited, alpha_bar = _visited(diffusion, steps, spacing)
+    return denoise(diffusion, x_T, visited, updates.ancestral(alpha_bar), noise, patch_batch_size, progress, observe)
 
 
 def ddim(
     diffusion: GaussianDiffusion,
     x_T: Tensor,
     *,
-    steps: int,
+    steps: int | None = None,
     eta: float = 0.0,
     noise: Noise | None = None,
+    spacing: str = "trailing",
     patch_batch_size: int | None = None,
     progress: Progress = iter,
+    observe: Observe | None = None,
 ) -> Tensor:
     """DDIM over a subsequence of the timesteps.
-
-    x_s = sqrt(alpha_bar_s) x_0 + sqrt(1 - alpha_bar_s - sigma^2) eps + sigma z, with s the timestep after t,
-    sigma = eta sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t)) sqrt(1 - alpha_bar_t / alpha_bar_s),
-    x_0 the clipped prediction and eps the noise that it leaves in x_t.
 
     Args:
         diffusion: the model.
         x_T: (b, c, H, W) standard normal.
-        steps: timesteps visited, evenly spaced from T - 1 downwards; in [1, T].
-        eta: 0 is deterministic; 1, over all steps, is ancestral sampling. In [0, 1].
+        steps: timesteps visited, in [1, T]; None: all.
+        eta: 0 is deterministic, 1 is ancestral sampling. In [0, 1].
         noise: draws each z, (b, c, H, W) standard normal; needed where eta > 0.
-        patch_batch_size: patches per forward pass, counted over all images; None: all.
-        progress: wraps the list of timesteps, to show how far it is.
+        spacing: see `ddpm`.
+        patch_batch_size: see `ddpm`.
+        progress: see `ddpm`.
+        observe: see `ddpm`.
 
     Returns:
         x_0, (b, c, H, W) in [-1, 1].
 
     Raises:
-        InputError: `steps` or `eta` is out of range, or eta > 0 comes without noise.
+        InputError: `steps` or `eta` is out of range, eta > 0 comes without noise, or there is no such spacing.
 
-    Source: DDIM (Song et al. 2021) eq. 12 and 16; spacing after Lin et al. 2024 ("trailing").
+    Source: DDIM (Song et al. 2021) eq. 12 and 16, see `updates.ddim`.
     """
     if not 0 <= eta <= 1:
         raise InputError(f"eta is {eta}; it must lie in [0, 1].")
-    if eta > 0 and noise is None:
-        raise InputError(f"eta is {eta} but no noise was given; only eta 0 does without.")
-    timesteps = strided_timesteps(diffusion.timesteps, steps)
-    following = dict(zip(timesteps, timesteps[1:]))
-    x_t = x_T
-    for step in progress(timesteps):
-        x_0 = diffusion.predict_x_0(x_t, _filled(x_t, step), patch_batch_size)
-        if step not in following:
-            break
-        alpha_bar_t, alpha_bar_s = diffusion.alpha_bar[step], diffusion.alpha_bar[following[step]]
-        eps = (x_t - alpha_bar_t.sqrt() * x_0) / (1 - alpha_bar_t).sqrt()
-        sigma = eta * ((1 - alpha_bar_s) / (1 - alpha_bar_t)).sqrt() * (1 - alpha_bar_t / alpha_bar_s).sqrt()
-        # At eta 1 the difference can be 0, and round to less.
-        x_t = alpha_bar_s.sqrt() * x_0 + (1 - alpha_bar_s - sigma**2).clamp(min=0).sqrt() * eps
-        if eta > 0:
-            x_t = x_t + sigma * noise()
-    return x_0
+    _check_noise(eta, noise)
+    visited, alpha_bar = _visited(diffusion, steps, spacing)
+    return denoise(diffusion, x_T, visited, updates.ddim(alpha_bar, eta), noise, patch_batch_size, progress, observe)
 
 
-def strided_timesteps(timesteps: int, steps: int) -> list[int]:
-    """`steps` timesteps evenly spaced from T - 1 downwards: round(T - i T / steps) - 1, i = 0..steps-1.
+def dpm_solver_pp(
+    diffusion: GaussianDiffusion,
+    x_T: Tensor,
+    *,
+    steps: int | None = None,
+    order: int = 2,
+    eta: float = 0.0,
+    noise: Noise | None = None,
+    spacing: str = "logsnr",
+    patch_batch_size: int | None = None,
+    progress: Progress = iter,
+    observe: Observe | None = None,
+) -> Tensor:
+    """DPM-Solver++, multistep: the x_0 predicted at earlier timesteps say how it will change.
 
     Args:
-        timesteps: T.
-        steps: in [1, T]; T gives them all.
+        diffusion: the model.
+        x_T: (b, c, H, W) standard normal.
+        steps: timesteps visited, in [1, T]; None: 20, or all where there are fewer.
+        order: 1, 2 or 3.
+        eta: 0 is deterministic; 1 solves the equation with noise (SDE-DPM-Solver++), of order 1 or 2.
+        noise: draws each z, (b, c, H, W) standard normal; needed where eta is 1.
+        spacing: see `ddpm`.
+        patch_batch_size: see `ddpm`.
+        progress: see `ddpm`.
+        observe: see `ddpm`.
+
+    Returns:
+        x_0, (b, c, H, W) in [-1, 1].
 
     Raises:
-        InputError: `steps` is out of range.
+        InputError: `steps`, `order` or `eta` is out of range, eta 1 comes without noise or with order 3, or there is no
+            such spacing.
+
+    Source: DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095), see `updates.dpm_solver_pp`.
     """
-    if not 1 <= steps <= timesteps:
-        raise InputError(
-            f"the number of sampling steps is {steps}; it must lie in [1, {timesteps}], the model's timesteps."
-        )
-    return [round(timesteps - i * timesteps / steps) - 1 for i in range(steps)]
+    check("dpm-solver++", eta=eta, order=order)
+    _check_noise(eta, noise)
+    steps = min(DEFAULT_STEPS, diffusion.timesteps) if steps is None else steps
+    visited, alpha_bar = _visited(diffusion, steps, spacing)
+    rows = updates.dpm_solver_pp(alpha_bar, order, stochastic=eta == 1)
+    return denoise(diffusion, x_T, visited, rows, noise, patch_batch_size, progress, observe)
 
 
-def _filled(x_t: Tensor, step: int) -> Tensor:
-    return torch.full(x_t.shape[:1], step, device=x_t.device, dtype=torch.int64)
+def _visited(diffusion: GaussianDiffusion, steps: int | None, spacing: str) -> tuple[list[int], Tensor]:
+    alpha_bar = diffusion.exact_alpha_bar
+    visited = timesteps.visited(alpha_bar, diffusion.timesteps if steps is None else steps, spacing)
+    return visited, alpha_bar[visited]
+
+
+def _check_noise(eta: float, noise: Noise | None) -> None:
+    if eta > 0 and noise is None:
+        raise InputError(f"eta is {eta} but no noise was given; only eta 0 does without.")
+
+
+def check(sampler: str, *, eta: float, order: int | None) -> None:
+    """Refuse options that do not go together.
+
+    Args:
+        sampler: see `draw`.
+        eta: see `draw`.
+        order: see `draw`.
+
+    Raises:
+        InputError: there is no such sampler, or it cannot take these options.
+    """
+    if sampler not in SAMPLERS:
+        raise InputError(f'the sampler is "{sampler}"; it must be one of {", ".join(SAMPLERS)}.')
+    if sampler == "ddpm" and eta != 0:
+        raise InputError(f"eta is {eta}, but ddpm always draws all its noise; eta goes with ddim and dpm-solver++.")
+    if sampler != "dpm-solver++":
+        if order is not None:
+            raise InputError(f"order is {order}, but {sampler} has only one; order goes with dpm-solver++.")
+        return
+    if order is not None and order not in ORDERS:
+        raise InputError(f"order is {order}; it must be one of {', '.join(map(str, ORDERS))}.")
+    if eta not in (0, 1):
+        raise InputError(f"eta is {eta}; for dpm-solver++ it must be 0, deterministic, or 1, with noise.")
+    if eta == 1 and order == ORDERS[-1]:
+        raise InputError(f"order is {order}, but with noise, eta 1, dpm-solver++ has order 1 or 2.")
 
 
 def draw(
@@ -151,30 +185,41 @@ def draw(
     sampler: str,
     steps: int | None,
     eta: float,
+    order: int | None = None,
+    spacing: str | None = None,
     patch_batch_size: int | None,
     progress: Progress = iter,
+    observe: Observe | None = None,
 ) -> Tensor:
     """Draw one image per seed; an image depends on its seed, not on its neighbours in the batch.
 
     Args:
         diffusion: the model.
         seeds: b of them, in [0, 2^32).
-        sampler: "ddpm" or "ddim".
-        steps: for "ddim" alone; None: all T.
-        eta: for "ddim" alone, see there.
-        patch_batch_size: patches per forward pass, counted over all images; None: all.
-        progress: wraps the list of timesteps, to show how far it is.
+        sampler: "ddpm", "ddim" or "dpm-solver++".
+        steps: in [1, T]; None: the sampler's own, all T, or 20 of "dpm-solver++".
+        eta: for "ddim" and "dpm-solver++", see there.
+        order: for "dpm-solver++", see there; None: 2.
+        spacing: see `ddpm`; None: "trailing", or "logsnr" of "dpm-solver++".
+        patch_batch_size: see `ddpm`.
+        progress: see `ddpm`.
+        observe: see `ddpm`.
 
     Returns:
         (b, c, H, W) in [-1, 1].
 
     Raises:
-        InputError: there is no such sampler, or `ddim` cannot take these steps or this eta.
+        InputError: there is no such sampler, or it cannot take these options.
     """
-    if sampler not in SAMPLERS:
-        raise InputError(f'the sampler is "{sampler}"; it must be one of {", ".join(SAMPLERS)}.')
+    check(sampler, eta=eta, order=order)
     noise = ImageNoise(seeds, diffusion.image_shape, diffusion.alpha_bar.device)
-    options = {"noise": noise, "patch_batch_size": patch_batch_size, "progress": progress}
-    if sampler == "ddpm":
-        return ddpm(diffusion, noise(), **options)
-    return ddim(diffusion, noise(), steps=diffusion.timesteps if steps is None else steps, eta=eta, **options)
+    given = {"steps": steps, "order": order, "spacing": spacing}
+    options = {name: value for name, value in given.items() if value is not None}
+    options |= {"noise": noise, "patch_batch_size": patch_batch_size, "progress": progress, "observe": observe}
+    match sampler:
+        case "ddpm":
+            return ddpm(diffusion, noise(), **options)
+        case "ddim":
+            return ddim(diffusion, noise(), eta=eta, **options)
+        case "dpm-solver++":
+            return dpm_solver_pp(diffusion, noise(), eta=eta, **options)

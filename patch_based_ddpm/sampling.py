@@ -9,9 +9,9 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from patch_based_ddpm import command_line, planner, samplers
-from patch_based_ddpm.checkpoint import load_diffusion
+from patch_based_ddpm import checkpoint, command_line, planner, samplers, timesteps
 from patch_based_ddpm.config import SAMPLERS
+from patch_based_ddpm.denoising import Observe
 from patch_based_ddpm.diffusion import GaussianDiffusion
 from patch_based_ddpm.sample_folder import digest
 
@@ -29,9 +29,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     command_line.add_max_memory(parser)
     parser.add_argument("--compile", action="store_true", help="compile the network: a slow start, then faster")
-    parser.add_argument("--sampler", choices=SAMPLERS, default="ddpm", help="default: ddpm, all steps")
-    parser.add_argument("--steps", type=command_line.positive_int, metavar="K", help="steps of ddim (default: all)")
-    parser.add_argument("--eta", type=_fraction, default=0.0, help="0: deterministic ddim, 1: as noisy as ddpm")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="ddpm", help="default: ddpm")
+    parser.add_argument(
+        "--steps", type=command_line.positive_int, metavar="K", help="(default: all, or 20 of dpm-solver++)"
+    )
+    parser.add_argument("--eta", type=_fraction, default=0.0, help="0: ddim or dpm-solver++ without noise, 1: with all")
+    parser.add_argument("--order", type=int, choices=samplers.ORDERS, help="of dpm-solver++ (default: 2)")
+    parser.add_argument(
+        "--spacing", choices=timesteps.SPACINGS, help="of the steps (default: trailing, or logsnr of dpm-solver++)"
+    )
     parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged or last (default: ema)")
     parser.add_argument(
         "--dtype", choices=tuple(command_line.DTYPES), default="float32", help="of the network (default: float32)"
@@ -48,10 +54,15 @@ def _fraction(text: str) -> float:
     return value
 
 
-def check_flags(parser: command_line.Parser, args: argparse.Namespace) -> None:
-    """End the command where flags contradict one another."""
-    if args.sampler == "ddpm" and (args.steps is not None or args.eta != 0):
-        parser.error("--steps and --eta go with --sampler ddim; ddpm takes all steps")
+def check_flags(args: argparse.Namespace) -> None:
+    """Refuse a checkpoint that is not there, and flags that contradict one another.
+
+    Raises:
+        InputError: one of them.
+    """
+    samplers.check(args.sampler, eta=args.eta, order=args.order)
+    if args.ckpt is not None:  # evaluate can do without
+        checkpoint.check_path(args.ckpt)
 
 
 def load_model(args: argparse.Namespace, accelerator: Accelerator, images: int) -> GaussianDiffusion:
@@ -60,7 +71,7 @@ def load_model(args: argparse.Namespace, accelerator: Accelerator, images: int) 
     Raises:
         InputError: it cannot be loaded, has fewer timesteps than --steps, or does not fit into --max-memory.
     """
-    diffusion = load_diffusion(
+    diffusion = checkpoint.load_diffusion(
         args.ckpt,
         config=args.config,
         weights=args.weights,
@@ -68,7 +79,7 @@ def load_model(args: argparse.Namespace, accelerator: Accelerator, images: int) 
         dtype=command_line.DTYPES[args.dtype],
     )
     if args.steps is not None:
-        samplers.strided_timesteps(diffusion.timesteps, args.steps)
+        timesteps.check(diffusion.timesteps, args.steps)
     if args.compile:
         # CUDA graphs want every pass of one shape; elsewhere it saves a second compilation.
         diffusion.unet.compile(dynamic=False, mode="reduce-overhead" if accelerator.device.type == "cuda" else None)
@@ -95,7 +106,13 @@ def _limit_passes(
 
 
 @torch.inference_mode()
-def draw_batch(diffusion: GaussianDiffusion, seeds: Sequence[int], args: argparse.Namespace, show: bool) -> Tensor:
+def draw_batch(
+    diffusion: GaussianDiffusion,
+    seeds: Sequence[int],
+    args: argparse.Namespace,
+    show: bool,
+    observe: Observe | None = None,
+) -> Tensor:
     """Draw one image per seed as the flags say: (b, c, H, W) in [-1, 1], on the model's device."""
     return samplers.draw(
         diffusion,
@@ -103,8 +120,11 @@ def draw_batch(diffusion: GaussianDiffusion, seeds: Sequence[int], args: argpars
         sampler=args.sampler,
         steps=args.steps,
         eta=args.eta,
+        order=args.order,
+        spacing=args.spacing,
         patch_batch_size=args.patch_batch_size,
         progress=lambda steps: tqdm(steps, desc="steps", disable=not show, leave=False, dynamic_ncols=True),
+        observe=observe,
     )
 
 
@@ -115,6 +135,8 @@ def origin(diffusion: GaussianDiffusion, args: argparse.Namespace) -> dict[str, 
         "sampler": args.sampler,
         "steps": args.steps,
         "eta": args.eta,
+        "order": args.order,
+        "spacing": args.spacing,
         "dtype": args.dtype,
         "weights": args.weights,
         "model": config["model"],

@@ -311,7 +311,7 @@ def test_a_section_is_an_object(section):
             {"preview_steps": 1001, "preview_sampler": "ddim"},
             ["trainer.preview_steps is 1001", "at most", "1000", "diffusion.timesteps"],
         ),
-        ("trainer", {"preview_steps": 50}, ["trainer.preview_steps is 50", '"ddpm" takes all 1000', '"ddim"']),
+        ("trainer", {"preview_sampler": "dpm"}, ['trainer.preview_sampler is "dpm"', "ddpm", "ddim", "dpm-solver++"]),
     ],
 )
 def test_combinations_that_cannot_be(section, changes, parts):
@@ -326,6 +326,8 @@ def test_combinations_that_cannot_be(section, changes, parts):
         {"use_amp": True, "mixed_precision": "fp16"},
         {"use_amp": True},
         {"preview_steps": 1000},
+        {"preview_steps": 50},
+        {"preview_steps": 50, "preview_sampler": "dpm-solver++"},
         {"preview_steps": 1000, "preview_sampler": "ddim"},
         {"preview_steps": 1, "preview_sampler": "ddim"},
     ],

@@ -203,7 +203,6 @@ def test_a_mistake_is_one_sentence_and_2(capsys):
         (["--samples", "a", "--n-samples", "5"], "--n-samples goes with --ckpt"),
         (["--config", "a", "--sampler", "ddim"], "--sampler goes with --ckpt"),
         (["--samples", "a", "--patch-batch-size", "2"], "--patch-batch-size goes with --ckpt"),
-        (["--ckpt", "a", "--steps", "5"], "--steps and --eta go with --sampler ddim"),
         (["--ckpt", "a", "--data-count", "0"], "'0' must be a whole number of at least 1"),
     ],
 )
@@ -214,6 +213,15 @@ def test_bad_flags_end_with_2_and_one_sentence(capsys, flags, words):
     message = capsys.readouterr().err
     assert words in message
     assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [([], "^a: there is no such file"), (["--order", "2"], "order is 2, but ddpm has only one")],
+)
+def test_what_cannot_be_drawn_is_refused_first(flags, words):
+    with pytest.raises(InputError, match=words):
+        evaluate.main(["--data", "builtin:faces", "--ckpt", "a", *flags])
 
 
 def test_data_is_required(capsys):

@@ -1,8 +1,10 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from patch_based_ddpm.randomness import Purpose, generator
+from patch_based_ddpm.randomness import ImageNoise, Purpose, generator
 
 
 def draw(*names):
@@ -39,3 +41,23 @@ def test_refuses_what_is_no_name(name):
     with pytest.raises(ValueError, match="must be an integer in") as refusal:
         generator(1, name)
     assert repr(name) in str(refusal.value)
+
+
+def test_image_noise_depends_on_the_seed_alone():
+    shape = (3, 4, 5)
+    first, second = ImageNoise([3, 8], shape, "cpu"), ImageNoise(iter([8, 5, 3]), shape, "cpu")
+    alone = torch.Generator().manual_seed(8)
+    for _ in range(3):
+        a, b = first(), second()
+        assert torch.equal(a[1], b[0])
+        assert torch.equal(a[0], b[2])
+        assert torch.equal(a[1], torch.randn(shape, generator=alone))
+        assert not torch.equal(a[0], a[1])
+
+
+def test_image_noise_is_standard_normal_and_new_each_time():
+    noise = ImageNoise([0, 1], (3, 100, 100), "cpu")
+    first, second = noise(), noise()
+    for values in (first, second, (first + second) / math.sqrt(2)):
+        assert values.mean().item() == pytest.approx(0, abs=0.02)
+        assert values.std().item() == pytest.approx(1, abs=0.015)

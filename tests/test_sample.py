@@ -14,6 +14,7 @@ from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.run_folder import RunFolder
 from patch_based_ddpm.sources import open_source
 from patch_based_ddpm.trainer import Trainer
+from patch_based_ddpm.trajectory import Trajectory
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,14 @@ def test_flags_change_what_they_should(ckpt, tmp_path):
     assert distance("last", "--weights", "model").mean() > 1
     assert distance("ddim", "--sampler", "ddim", "--steps", "5").mean() > 1
     assert distance("eta", "--sampler", "ddim", "--eta", "1").max() <= 1  # over all steps that is ancestral sampling
+    assert distance("fewer", "--steps", "5").mean() > 1
+    solver = ("--sampler", "dpm-solver++")
+    solved = run(ckpt, tmp_path / "solved", "--seeds", "0", *solver)["000000.png"].astype(int)
+    assert np.abs(solved - usual).mean() > 1
+    few = (*solver, "--steps", "6")
+    flags = [(), ("--order", "1"), ("--order", "3"), ("--spacing", "trailing"), ("--eta", "1")]
+    distances = [distance(f"solver{i}", *few, *more) for i, more in enumerate(flags)]
+    assert len({each.tobytes() for each in distances}) == len(flags)
     half = distance("half", "--dtype", "bf16")
     assert 0 < half.mean() < 5
 
@@ -203,7 +212,12 @@ def test_npz(ckpt, tmp_path):
         (["--batch-size", "0"], "'0' must be a whole number of at least 1"),
         (["--patch-batch-size", "x"], "'x' must be a whole number of at least 1"),
         (["--max-memory", "6 apples"], "'6 apples' must be an amount of memory, for example 6GiB"),
-        (["--steps", "5"], "--steps and --eta go with --sampler ddim"),
+        (["--sampler", "dpm-solver++", "--order", "4"], "argument --order: invalid choice: 4"),
+        (["--spacing", "karras"], "argument --spacing: invalid choice: 'karras'"),
+        (["--trajectory", "a.png"], "'a.png' must end in .webp or .gif"),
+        (["--trajectory-of", "x_0"], "--trajectory-of and --patch-borders go with --trajectory"),
+        (["--patch-borders"], "--trajectory-of and --patch-borders go with --trajectory"),
+        (["--trajectory", "a.gif", "--trajectory-of", "eps"], "argument --trajectory-of: invalid choice: 'eps'"),
         (["--sampler", "ddim", "--eta", "2"], "'2' must be a number in [0, 1]"),
         (["--sampler", "euler"], "invalid choice: 'euler'"),
         (["--n-samples", "2", "--seeds", "3"], "not allowed with argument"),
@@ -219,6 +233,51 @@ def test_bad_flags_end_with_2_and_one_sentence(tmp_path, capsys, flags, words):
     assert words in message
     assert message.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--eta", "0.5"], "eta is 0.5, but ddpm always draws all its noise"),
+        (["--order", "2"], "order is 2, but ddpm has only one"),
+        (["--sampler", "ddim", "--order", "2"], "order is 2, but ddim has only one"),
+        (["--sampler", "dpm-solver++", "--eta", "0.5"], "eta is 0.5; for dpm-solver"),
+        (["--sampler", "dpm-solver++", "--eta", "1", "--order", "3"], "order is 3, but with noise"),
+    ],
+)
+def test_options_that_do_not_go_together_are_said_before_anything_is_loaded(tmp_path, flags, words):
+    with pytest.raises(InputError, match=words):
+        run("missing.pt", tmp_path / "out", *flags)
+    assert not (tmp_path / "out").exists()
+
+
+def test_trajectory_is_of_the_first_batch_and_changes_nothing(ckpt, tmp_path, monkeypatch):
+    saved, save = [], Trajectory.save
+    monkeypatch.setattr(Trajectory, "save", lambda self, *args: saved.append((self, *args)) or save(self, *args))
+    options, path = ("--n-samples", "3", "--batch-size", "2", "--steps", "5"), tmp_path / "new" / "steps.webp"
+    usual = run(ckpt, tmp_path / "usual", *options)
+    assert not saved
+    for more, kind, borders in [((), "x_t", 1), (("--trajectory-of", "x_0", "--patch-borders"), "x_0", 2)]:
+        drawn = run(ckpt, tmp_path / kind, *options, "--trajectory", str(path), *more)
+        assert all(np.array_equal(drawn[name], pixels) for name, pixels in usual.items())
+        ((recorder, where, images),) = saved
+        assert (recorder.kind, recorder.borders, len(recorder.frames), where) == (kind, borders, 5, path)
+        assert [pictures.pixels(image).tolist() for image in images] == [
+            drawn[f"00000{i}.png"].tolist() for i in (0, 1)
+        ]
+        saved.clear()
+    with Image.open(path) as animation:
+        assert (animation.format, animation.size) == ("WEBP", (2 * (17 + 2) + 2, 17 + 4))
+
+
+def test_trajectory_that_cannot_be_written_is_said_first(ckpt, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"--trajectory '.*steps.gif' cannot be used"):
+        run(ckpt, tmp_path / "out", "--trajectory", str(tmp_path / "file" / "steps.gif"))
+    (tmp_path / "folder.gif").mkdir()
+    with pytest.raises(InputError, match=r"--trajectory '.*folder.gif' is a folder; it must be a file"):
+        run(ckpt, tmp_path / "out", "--trajectory", str(tmp_path / "folder.gif"))
+    assert not list((tmp_path / "out").glob("*.png"))
 
 
 def test_other_errors_are_sentences_too(ckpt, tmp_path):
