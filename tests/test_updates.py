@@ -119,3 +119,10 @@ def test_third_order_integrates_a_parabola_exactly():
         wanted = alpha_bar[i + 1].sqrt() * torch.trapezoid(values, end)
         seen = torch.tensor([parabola(x) for x in (least[i], least[i - 1], least[i - 2])], dtype=torch.float64)
         assert (found.x_0[i] @ seen).item() == pytest.approx(wanted.item(), abs=1e-9)
+
+
+def test_noisy_ddim_is_finite_where_its_variances_cancel():
+    """At eta 1, 1 - alpha_bar_s - c^2 is 0 or nearly, and with many timesteps rounds to less even in float64."""
+    alpha_bar = schedule.alpha_bars(schedule.cosine_betas(100_000))
+    for s in range(400):
+        assert updates.ddim(alpha_bar[[99_999, s]], 1.0).x_t.isfinite().all()
