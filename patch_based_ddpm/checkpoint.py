@@ -69,8 +69,10 @@ def read(path: PathLike) -> dict[str, Any]:
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error):  # the name of a class or function that is none of torch's own for weights
-            raise InputError(f"{path}: refused, because it holds code and not only weights.") from None
+        if "GLOBAL" in str(error):  # followed by a class or function that is none of torch's own for weights
+            named = re.search(r"GLOBAL ([\w.]+)", str(error))
+            code = f" ({named[1]})" if named else ""
+            raise InputError(f"{path}: refused, because it holds code{code} and not only weights.") from None
         raise DamagedCheckpoint(f"{path}: is damaged or not a checkpoint.") from None
     except OSError as error:
         raise DamagedCheckpoint(f"{path}: cannot be read: {error.strerror or error}.") from None

@@ -20,7 +20,7 @@ from patch_based_ddpm.sample_folder import SampleFolder
 GRID_NAME = "grid.png"
 GRID_LIMIT = 1024  # images in a grid; more would make a picture that few programs open
 SEED_LIMIT = 2**32  # what a CPU generator of PyTorch tells apart
-PAUSE = 0.5  # seconds between two looks at what the other processes have drawn
+PAUSE = 0.5  # seconds between two looks at what all processes have drawn
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -142,6 +142,7 @@ def _draw(
     missing = (seed for seed in own if seed in to_animate or not folder.is_complete(seed))
     done = _count(folder, wanted) if show else 0
     accelerator.wait_for_everyone()  # before the first process draws
+    looked = time.monotonic()
     with tqdm(total=len(seeds), initial=done, desc="images", unit="image", disable=not show, dynamic_ncols=True) as bar:
         for batch in _batches(missing, args.batch_size):
             animated = show and args.trajectory is not None and seeds[0] in batch
@@ -151,11 +152,12 @@ def _draw(
                 recorder.save(args.trajectory, images)
             for seed, image in zip(batch, images.cpu(), strict=True):
                 folder.write(seed, image)
-            if show:
+            if show and time.monotonic() - looked > PAUSE:
                 bar.update(_count(folder, wanted) - bar.n)
-        while show and bar.n < len(seeds):  # the others are not done
-            time.sleep(PAUSE)
+                looked = time.monotonic()
+        while show and bar.n < len(seeds):  # the others are not done, or were not looked for
             bar.update(_count(folder, wanted) - bar.n)
+            time.sleep(PAUSE if bar.n < len(seeds) else 0)
     accelerator.wait_for_everyone()
 
 

@@ -104,12 +104,15 @@ class SampleFolder:
         """Remove the images of these seeds; None: all images and the manifest."""
         if seeds is None:
             self.manifest.unlink(missing_ok=True)
-            seeds = self._all()
+            seeds = list(self._all())
         for seed in seeds:
             self.path(seed).unlink(missing_ok=True)
 
-    def _all(self) -> list[int]:
-        return [int(path.stem) for path in self.root.iterdir() if re.fullmatch(r"\d{6,}\.png", path.name)]
+    def _all(self) -> Iterator[int]:
+        with os.scandir(self.root) as entries:
+            for entry in entries:
+                if re.fullmatch(r"\d{6,}\.png", entry.name):
+                    yield int(entry.name[:-4])
 
     def present(self, seeds: Sequence[int]) -> Iterator[int]:
         """Those of some seeds that have a file; `in` of the seeds should be fast."""

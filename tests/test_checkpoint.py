@@ -262,7 +262,7 @@ def test_code_is_refused_and_not_run(path, contents, tmp_path, form):
         path.write_bytes(pickle.dumps(trapped, protocol=2))
     else:
         torch.save(trapped, path, _use_new_zipfile_serialization=form == "torch")
-    assert refusal(lambda: read(path), path) == ": refused, because it holds code and not only weights."
+    assert refusal(lambda: read(path), path) == ": refused, because it holds code (posix.mkdir) and not only weights."
     refusal(lambda: load_diffusion(path), path)
     assert not sprung.exists()
     pickle.loads(pickle.dumps(Trap(sprung)))  # whereas without the refusal:

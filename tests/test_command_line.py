@@ -1,8 +1,9 @@
 import argparse
 
 import pytest
+from commands import write_config
 
-from patch_based_ddpm import command_line
+from patch_based_ddpm import benchmark, command_line, evaluate, memory, sample, train
 from patch_based_ddpm.errors import InputError
 
 
@@ -39,3 +40,50 @@ def test_byte_counts(text, size):
 def test_what_is_no_byte_count(text):
     with pytest.raises(argparse.ArgumentTypeError, match="must be an amount of memory, for example 6GiB or 500MB"):
         command_line.byte_count(text)
+
+
+BAD_COMMANDS = [
+    (train, [], "the following arguments are required: --config"),
+    (train, ["--config", "missing.json"], "missing.json: cannot be read: No such file or directory."),
+    (train, ["--config", "."], ".: cannot be read: Is a directory."),
+    (train, ["--config", "empty.json"], "empty.json: is empty"),
+    (train, ["--config", "good.json", "--restart-step", "-1"], "'-1' must be a whole number of at least 0"),
+    (train, ["--config", "good.json", "--restart-step", "7"], "model-7.pt: there is no such file"),
+    (train, ["--config", "good.json", "--resume", "."], ".: is a folder, not a checkpoint file"),
+    (train, ["--config", "good.json", "--resume", "latest", "--restart-step", "1"], "not allowed with argument"),
+    (train, ["--config", "good.json", "--max-memory", "-1GiB"], "expected one argument"),
+    (train, ["--config", "good.json", "--max-memory", "1XiB"], "'1XiB' must be an amount of memory"),
+    (train, ["--config", "good.json", "--conf", "x"], "unrecognized arguments: --conf x"),
+    (memory, ["--config", "missing.json"], "missing.json: cannot be read"),
+    (memory, ["--config", "good.json", "--batch-size", "0"], "'0' must be a whole number of at least 1"),
+    (memory, ["--config", "good.json", "--patch-batch-size", "1.5"], "'1.5' must be a whole number of at least 1"),
+    (memory, ["--config", "good.json", "--mixed-precision", "fp8"], "invalid choice: 'fp8'"),
+    (memory, ["--config", "good.json", "--dtype", "int8"], "invalid choice: 'int8'"),
+    (sample, ["--ckpt", ".", "--out-dir", "out"], ".: is a folder, not a checkpoint file"),
+    (sample, ["--ckpt", "missing.pt", "--out-dir", "out"], "missing.pt: there is no such file"),
+    (sample, ["--ckpt", "good.json", "--out-dir", "good.json"], "--out-dir 'good.json' is a file"),
+    (sample, ["--ckpt", "good.json", "--out-dir", "out"], "good.json: is damaged or not a checkpoint"),
+    (sample, ["--ckpt", "good.json", "--out-dir", "out", "--order", "4"], "invalid choice: 4"),
+    (sample, ["--ckpt", "good.json", "--out-dir", "out", "--eta", "nan"], "'nan' must be a number in [0, 1]"),
+    (sample, ["--ckpt", "good.json", "--out-dir", "out", "--trajectory", "a.png"], "'a.png' must end in .webp or .gif"),
+    (benchmark, ["--repeats", "0"], "'0' must be a whole number of at least 1"),
+    (benchmark, ["--dtypes", "float8"], "float8"),
+    (benchmark, ["--patch-dividers", "1,x"], "'x' must be a whole number of at least 1"),
+    (benchmark, ["--config", "good.json", "--dim", "8"], "do not go with --config"),
+    (evaluate, ["--data", "missing", "--config", "good.json"], "there is no folder 'missing'"),
+]
+
+
+@pytest.mark.parametrize(("command", "flags", "words"), BAD_COMMANDS, ids=lambda value: str(value)[-40:])
+def test_what_is_wrong_is_one_sentence_and_nothing_is_written(tmp_path, monkeypatch, capsys, command, flags, words):
+    write_config(tmp_path).rename(tmp_path / "good.json")
+    (tmp_path / "empty.json").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        command_line.run(lambda: command.main(flags))
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert words in message
+    assert message.count("\n") == 1, message
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"good.json", "empty.json"}

@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 
 import commands
 import numpy as np
@@ -8,7 +9,7 @@ from accelerate import Accelerator
 from commands import write_config
 from PIL import Image
 
-from patch_based_ddpm import Config, data, pictures, planner, sample, samplers
+from patch_based_ddpm import Config, checkpoint, command_line, data, pictures, planner, sample, samplers
 from patch_based_ddpm.checkpoint import load_diffusion
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.run_folder import RunFolder
@@ -172,6 +173,47 @@ def test_other_settings_are_refused(ckpt, tmp_path):
         with pytest.raises(InputError, match=words):
             run(ckpt, tmp_path, "--seeds", "4", *flags)
     assert list(drawn(tmp_path)) == [f"{seed:06d}.png" for seed in range(4)]
+
+
+def test_memory_does_not_grow_with_the_number_of_images(ckpt, tmp_path, monkeypatch):
+    monkeypatch.setattr(samplers, "draw", lambda diffusion, seeds, **_: torch.zeros(len(seeds), 3, 16, 16))
+    run(ckpt, tmp_path / "warm", "--n-samples", "8")
+    peaks = []
+    for count in (200, 2000):
+        tracemalloc.start()
+        sample.main(["--ckpt", ckpt, "--out-dir", str(tmp_path / str(count)), "--n-samples", str(count)])
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(list((tmp_path / str(count)).glob("*.png"))) == count
+    assert peaks[1] - peaks[0] < 20 * 1800  # bytes; a picture alone is 768
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm-solver++"])
+def test_only_the_network_computes_in_half_precision(ckpt, dtype, sampler):
+    halves = load_diffusion(ckpt, dtype=command_line.DTYPES[dtype])
+    seen = set()
+    options = {"steps": 6, "eta": 0.0, "patch_batch_size": None}
+    images = samplers.draw(
+        halves, [0], sampler=sampler, observe=lambda t, x_t, x_0: seen.update((x_t.dtype, x_0.dtype)), **options
+    )
+    assert seen == {torch.float32}
+    assert images.dtype == torch.float32
+    usual = samplers.draw(load_diffusion(ckpt), [0], sampler=sampler, **options)
+    assert 0 < (images - usual).abs().mean() < 0.02
+
+
+def test_a_prediction_beyond_fp16_is_told_and_not_drawn_black(ckpt, tmp_path, monkeypatch):
+    def overflowing(*arguments, **options):
+        diffusion = load_diffusion(*arguments, **options)
+        with torch.no_grad():
+            diffusion.unet.block_out.conv_1.weight.mul_(1e7)
+        return diffusion
+
+    monkeypatch.setattr(checkpoint, "load_diffusion", overflowing)
+    with pytest.raises(InputError, match="image of seed 0 is not finite and was not written; --dtype float32 or bf16"):
+        run(ckpt, tmp_path, "--n-samples", "2", "--dtype", "fp16", *FAST)
+    assert drawn(tmp_path) == {}
 
 
 @pytest.mark.slow
