@@ -26,6 +26,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from patch_based_ddpm.atomic_write import atomic_write
 from patch_based_ddpm.data import FittedImages, worker_context
 from patch_based_ddpm.decoding import UnreadableImage
 from patch_based_ddpm.errors import InputError
@@ -101,9 +102,8 @@ class _Ledger:
         """Write the ledger once the images written so far are on the disk."""
         images.flush()
         os.fsync(images.fileno())
-        unfinished = _ledger_path(cache).with_suffix(".json.unfinished")
-        unfinished.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
-        unfinished.replace(_ledger_path(cache))
+        with atomic_write(_ledger_path(cache)) as file:
+            file.write(json.dumps(dataclasses.asdict(self)).encode())
 
 
 def _ledger_path(cache: Path) -> Path:

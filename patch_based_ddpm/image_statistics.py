@@ -18,6 +18,7 @@ from torch import Tensor
 
 from patch_based_ddpm import data, sliced_wasserstein
 from patch_based_ddpm.agreement import disagreement
+from patch_based_ddpm.atomic_write import atomic_write
 from patch_based_ddpm.fidelity import Extractor
 from patch_based_ddpm.seams import profiles
 from patch_based_ddpm.structural_similarity import ms_ssim
@@ -50,12 +51,10 @@ class ImageStatistics:
         Raises:
             OSError: the file cannot be written.
         """
-        unfinished = path.with_name(path.name + ".unfinished")
         sums = {f"sums.{name}": values for name, values in self.sums.items()}
         rows = {f"rows.{name}": values for name, values in self.rows.items()}
-        with unfinished.open("wb") as file:
+        with atomic_write(path) as file:
             np.savez(file, count=self.count, **sums, **rows)
-        unfinished.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> "ImageStatistics | None":

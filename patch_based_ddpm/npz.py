@@ -11,13 +11,14 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from patch_based_ddpm.atomic_write import atomic_write
 from patch_based_ddpm.errors import InputError
 
 NAME = "samples.npz"
 
 
 def write(path: Path, pictures: Sequence[Path]) -> None:
-    """Write pictures into one archive, whole or not at all: beside its place first, then renamed.
+    """Write pictures into one archive, whole or not at all.
 
     Args:
         path: the .npz file; its folder exists.
@@ -27,10 +28,10 @@ def write(path: Path, pictures: Sequence[Path]) -> None:
         InputError: a picture differs from the first one.
     """
     first = _pixels(pictures[0])
-    unfinished = path.with_name(path.name + ".unfinished")
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(pictures), *first.shape)}
     with (
-        zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive,
+        atomic_write(path) as whole,
+        zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive,
         archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file,
     ):
         np.lib.format.write_array_header_1_0(file, header)
@@ -42,7 +43,6 @@ def write(path: Path, pictures: Sequence[Path]) -> None:
                     f"{path.name} with it."
                 )
             file.write(pixels.tobytes())
-    unfinished.replace(path)
 
 
 def _pixels(path: Path) -> np.ndarray:

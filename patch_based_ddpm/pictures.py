@@ -9,6 +9,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from patch_based_ddpm.atomic_write import atomic_write
 from patch_based_ddpm.data import to_uint8
 
 GAP = 2  # pixels between the pictures of a grid
@@ -40,7 +41,7 @@ def tile(images: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def save_png(path: Path, picture: np.ndarray) -> None:
-    """Write a picture, whole or not at all: beside its place first, then renamed.
+    """Write a picture, whole or not at all.
 
     Args:
         path: the PNG file; its folder exists.
@@ -49,6 +50,5 @@ def save_png(path: Path, picture: np.ndarray) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    unfinished = path.with_name(path.name + ".unfinished")
-    Image.fromarray(picture).save(unfinished, format="PNG")
-    unfinished.replace(path)
+    with atomic_write(path) as file:
+        Image.fromarray(picture).save(file, format="PNG")

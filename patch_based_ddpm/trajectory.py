@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from patch_based_ddpm import pictures
+from patch_based_ddpm.atomic_write import atomic_write
 from patch_based_ddpm.errors import InputError
 
 FORMATS = {".webp": "WEBP", ".gif": "GIF"}
@@ -76,16 +77,15 @@ class Trajectory:
             OSError: the file cannot be written.
         """
         frames = [Image.fromarray(frame) for frame in (*self.frames, self._frame(images))]
-        unfinished = path.with_name(path.name + ".unfinished")
-        frames[0].save(
-            unfinished,
-            format=FORMATS[path.suffix.lower()],
-            save_all=True,
-            append_images=frames[1:],
-            duration=[FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS],
-            loop=0,  # for ever
-        )
-        unfinished.replace(path)
+        with atomic_write(path) as file:
+            frames[0].save(
+                file,
+                format=FORMATS[path.suffix.lower()],
+                save_all=True,
+                append_images=frames[1:],
+                duration=[FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS],
+                loop=0,  # for ever
+            )
 
     def _frame(self, images: Tensor) -> np.ndarray:
         return pictures.tile([_with_borders(pictures.pixels(image), self.borders) for image in images])

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import metrics, train, write_config
+from commands import metrics, running, train, wait_until, write_config
 from PIL import Image
 from test_lsun import IMAGES, write_lmdb
-from test_train import kill_after
 from test_trainer import assert_same, timeless
 
 from patch_based_ddpm import checkpoint, image_cache
@@ -341,7 +340,8 @@ class TestInterruption:
         path = tmp_path / "cache.npy"
         line = [sys.executable, tmp_path / "slow.py", tmp_path / "images", path, num_workers]
         for enough in (20, 120):
-            kill_after(list(map(str, line)), lambda enough=enough: done_so_far(path) >= enough)
+            with running(line, tmp_path) as process:
+                wait_until(lambda enough=enough: done_so_far(path) >= enough, process)
             done = done_so_far(path)
             assert done < 400
         with pytest.raises(ValueError, match="mmap length is greater than file size"):

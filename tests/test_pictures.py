@@ -69,7 +69,7 @@ def test_a_save_that_fails_leaves_the_old_picture(tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def full_disk(self, file, format):
-        file.write_bytes(b"half of it")
+        file.write(b"half of it")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full_disk)

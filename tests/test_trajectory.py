@@ -77,7 +77,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch)
     path.write_bytes(b"old")
 
     def full(self, file, **options):
-        file.write_bytes(b"half")
+        file.write(b"half")
         raise OSError("the disk is full")
 
     monkeypatch.setattr(Image.Image, "save", full)
