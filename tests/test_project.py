@@ -45,10 +45,11 @@ def test_the_lock_holds_everything_for_every_python():
     assert {"torch", "torchvision", "accelerate", "wandb", "einops", "tqdm", "pillow", "numpy", "ema-pytorch"} <= set(
         lock["default"]
     )
-    assert {"pytest", "ruff", "lmdb", "matplotlib"} <= set(lock["develop"])
+    assert {"pytest", "ruff", "lmdb", "matplotlib", "torch-fidelity"} <= set(lock["develop"])
     assert set(lock["lsun"]) == {"lmdb"}
     assert "matplotlib" in lock["benchmark"]
-    for section in ("default", "develop", "lsun", "benchmark"):
+    assert "torch-fidelity" in lock["evaluate"]
+    for section in ("default", "develop", "lsun", "benchmark", "evaluate"):
         for name, entry in lock[section].items():
             assert not re.search(r"python_version >= '3\.1[1-9]'", entry.get("markers", "")), name
 
