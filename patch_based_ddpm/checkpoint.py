@@ -212,3 +212,9 @@ def load_diffusion(
     if dtype is not None:
         diffusion.unet.to(dtype)
     return diffusion.eval().requires_grad_(False)
+
+
+if __name__ == "__main__":
+    from patch_based_ddpm import command_line, export  # they import this module
+
+    command_line.run(export.main)

@@ -1,4 +1,4 @@
-"""Pass a model on as a safetensors file: `python -m patch_based_ddpm.export --ckpt FILE --out FILE`."""
+"""Pass a model on as a safetensors file: `python -m patch_based_ddpm.checkpoint export`."""
 
 import argparse
 from collections.abc import Sequence
@@ -28,8 +28,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> command_line.Parser:
     parser = command_line.Parser(
-        prog="patch_based_ddpm.export", description="Write one set of a checkpoint's weights as a safetensors file."
+        prog="patch_based_ddpm.checkpoint",
+        description="export: write one set of a checkpoint's weights as a safetensors file.",
     )
+    parser.add_argument("action", choices=("export",), help="what to do with the checkpoint")
     parser.add_argument("--ckpt", required=True, metavar="FILE", help="checkpoint of any kind")
     parser.add_argument("--config", metavar="FILE", help="configuration; only a published checkpoint needs it")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the file to write")
@@ -60,7 +62,3 @@ def _converted(state: dict[str, Tensor], args: argparse.Namespace) -> dict[str, 
             largest = values.abs().max().item()
             raise InputError(f"--dtype {args.dtype} cannot hold {name}, whose largest value is {largest:g}.")
     return stored
-
-
-if __name__ == "__main__":
-    command_line.run(main)

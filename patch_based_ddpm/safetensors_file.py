@@ -82,7 +82,7 @@ def _check_ours(metadata: dict[str, str], path: Path) -> None:
     if lacking:
         raise InputError(
             f"{path}: is a safetensors file without our configuration; its metadata lacks {', '.join(lacking)}, which "
-            "patch_based_ddpm.export writes."
+            "patch_based_ddpm.checkpoint export writes."
         )
     for key, known in (("format", (FORMAT,)), ("weights", ("ema", "model"))):
         if metadata[key] not in known:

@@ -32,7 +32,7 @@ def trained(make_config, tmp_path):
 
 
 def run(ckpt, out, *flags):
-    export.main(["--ckpt", str(ckpt), "--out", str(out), *flags])
+    export.main(["export", "--ckpt", str(ckpt), "--out", str(out), *flags])
     return out
 
 
@@ -125,7 +125,7 @@ def test_the_command_by_its_name(trained, tmp_path):
     """What cannot work is one sentence and status 2, what can is done."""
 
     def command(*arguments):
-        line = [sys.executable, "-m", "patch_based_ddpm.export", *map(str, arguments)]
+        line = [sys.executable, "-m", "patch_based_ddpm.checkpoint", "export", *map(str, arguments)]
         return subprocess.run(line, env=environment(), capture_output=True, text=True, check=False)
 
     path, contents = trained

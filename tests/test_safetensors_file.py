@@ -118,7 +118,7 @@ def test_code_under_the_name_is_refused_and_not_run(tmp_path, form):
         path.write_bytes(pickle.dumps(Trap(sprung), protocol=2))
     else:
         torch.save({"model": Trap(sprung)}, path, _use_new_zipfile_serialization=form == "torch")
-    assert refusal(lambda: load_diffusion(path), path) == ": refused, because it holds code and not only weights."
+    assert refusal(lambda: load_diffusion(path), path) == ": refused, because it holds code (posix.mkdir) and not only weights."
     assert not sprung.exists()
 
 
@@ -213,7 +213,7 @@ def test_files_of_other_programs(write, diffusion):
     ):
         save_file(state, path, held)
         wanted = f": is a safetensors file without our configuration; its metadata lacks {lacking}, which "
-        assert refusal(lambda: load_diffusion(path), path) == wanted + "patch_based_ddpm.export writes."
+        assert refusal(lambda: load_diffusion(path), path) == wanted + "patch_based_ddpm.checkpoint export writes."
 
 
 @pytest.mark.parametrize(
