@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INCHES = (5.0, 5.0)  # of each panel
+MARKERS = ("x", "s", "^")  # of the ablations
 
 
 def save_plot(report: dict[str, Any], path: Path) -> None:
@@ -34,15 +35,13 @@ def save_plot(report: dict[str, Any], path: Path) -> None:
 
 
 def _draw_distance(axes: Axes, report: dict[str, Any]) -> None:
-    for label, marker, full in (("all conditioning", "o", True), ("without some", "x", False)):
-        rows = [row for row in _by_divider(report) if _is_full(row) == full]
-        for row in rows:
-            values = [run["figures"][SWD]["samples"] for run in row["runs"]]
-            axes.vlines(row["patch_divider"], min(values), max(values), color="black", alpha=0.4)
-            if not full:
-                axes.annotate(row["name"], (row["patch_divider"], statistics.mean(values)), fontsize="small")
-        means = [statistics.mean(run["figures"][SWD]["samples"] for run in row["runs"]) for row in rows]
-        axes.plot([row["patch_divider"] for row in rows], means, marker, linestyle="-" if full else "", label=label)
+    full = [row for row in _by_divider(report) if _is_full(row)]
+    axes.plot([row["patch_divider"] for row in full], [*map(_mean_distance, full)], "ko-", label="all conditioning")
+    for marker, row in zip(MARKERS, [row for row in report["models"] if not _is_full(row)], strict=True):
+        axes.plot([row["patch_divider"]], [_mean_distance(row)], marker, label=row["name"])
+    for row in report["models"]:
+        distances = _distances(row)
+        axes.vlines(row["patch_divider"], min(distances), max(distances), color="black", alpha=0.4)
     _draw_floor(axes, report)
     _label_dividers(axes, report)
     axes.set_ylabel("SWD x 10^3")
@@ -66,7 +65,10 @@ def _draw_samplers(axes: Axes, report: dict[str, Any]) -> None:
         own = sorted((row["steps"], row["figures"][SWD]["samples"]) for row in rows if row["sampler"] == sampler)
         axes.plot(*zip(*own), marker="o", label=sampler)
     _draw_floor(axes, report)
+    visited = sorted({row["steps"] for row in rows})
     axes.set_xscale("log")
+    axes.set_xticks(visited, [str(steps) for steps in visited])
+    axes.minorticks_off()
     axes.set_xlabel(f"sampling steps of {report['samplers']['run']}")
     axes.set_ylabel("SWD x 10^3")
 
@@ -83,6 +85,15 @@ def _label_dividers(axes: Axes, report: dict[str, Any]) -> None:
     axes.set_xticks(dividers, [str(divider) for divider in dividers])
     axes.minorticks_off()
     axes.set_xlabel("N, patches a side")
+
+
+def _distances(row: dict[str, Any]) -> list[float]:
+    """Of a model's runs."""
+    return [run["figures"][SWD]["samples"] for run in row["runs"]]
+
+
+def _mean_distance(row: dict[str, Any]) -> float:
+    return statistics.mean(_distances(row))
 
 
 def _by_divider(report: dict[str, Any]) -> list[dict[str, Any]]:
