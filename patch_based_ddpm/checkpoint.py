@@ -2,7 +2,8 @@
 
 A checkpoint is a dict of `format`, `config` (JSON data), `step`, `model` and `ema` (state dicts of the UNet),
 `optimizer`, `scaler`, `skipped_steps` and `bad_images`. Those of the published implementation hold no config and use
-other names; `published.py` translates them.
+other names; `published.py` translates them. A safetensors file holds `config` and one of `model` and `ema` alone, see
+`safetensors_file.py`.
 """
 
 import os
@@ -15,18 +16,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from patch_based_ddpm import published
+from patch_based_ddpm import published, safetensors_file
 from patch_based_ddpm.atomic_write import atomic_write
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.diffusion import GaussianDiffusion
-from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.errors import DamagedCheckpoint, InputError
 
 FORMAT = "patch_based_ddpm 1"
+WITHOUT_RUN = {"step": None, "optimizer": None, "scaler": None}  # of a checkpoint that no run can go on from
 PathLike = str | os.PathLike[str]
-
-
-class DamagedCheckpoint(InputError):  # noqa: N818 - it is caught for what it is
-    """A checkpoint file that cannot be read, or whose bytes are not those that were written."""
 
 
 def save(path: PathLike, contents: dict[str, Any]) -> None:
@@ -48,7 +46,7 @@ def save(path: PathLike, contents: dict[str, Any]) -> None:
 
 
 def read(path: PathLike) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, ours or a published one, with our names either way.
+    """Read a checkpoint onto the CPU, ours, a safetensors file or a published one, with our names in any case.
 
     The checksums (CRC-32) of one of ours are verified: torch writes them, but does not look at them.
 
@@ -59,7 +57,8 @@ def read(path: PathLike) -> dict[str, Any]:
 
     Returns:
         The contents, and `published`, whether it is such a one. Ours hold `config` as a `Config`. A published one holds
-        none, and its `optimizer` is still in its own layout, see `published.translate_optimizer`.
+        none, and its `optimizer` is still in its own layout, see `published.translate_optimizer`. A safetensors
+        file lacks `model` or `ema`, and its `step` and `optimizer` are None.
 
     Raises:
         DamagedCheckpoint: it cannot be read, or is damaged.
@@ -67,17 +66,22 @@ def read(path: PathLike) -> dict[str, Any]:
     """
     path = check_path(path)
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            if safetensors_file.is_safetensors(file):
+                return {**WITHOUT_RUN, **safetensors_file.read(path), "published": False}
+            contents = torch.load(file, map_location="cpu", weights_only=True)  # of a path, it would heed the suffix
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error):  # followed by a class or function that is none of torch's own for weights
             named = re.search(r"GLOBAL ([\w.]+)", str(error))
             code = f" ({named[1]})" if named else ""
             raise InputError(f"{path}: refused, because it holds code{code} and not only weights.") from None
         raise DamagedCheckpoint(f"{path}: is damaged or not a checkpoint.") from None
+    except InputError:
+        raise
     except OSError as error:
         raise DamagedCheckpoint(f"{path}: cannot be read: {error.strerror or error}.") from None
     except Exception as error:
-        # What torch raises on a damaged archive is not documented: RuntimeError, EOFError, KeyError, UnicodeError...
+        # What torch and safetensors raise on a damaged file is not documented: RuntimeError, EOFError, KeyError...
         raise DamagedCheckpoint(f"{path}: is damaged or not a checkpoint ({type(error).__name__}).") from None
     if not isinstance(contents, dict) or not all(isinstance(contents.get(key), dict) for key in ("model", "ema")):
         raise InputError(f"{path}: is not a checkpoint; it must hold the weights `model` and `ema`.")
@@ -85,9 +89,7 @@ def read(path: PathLike) -> dict[str, Any]:
     if contents.get("format") == FORMAT:
         _verify(path)
         return {
-            "step": None,
-            "optimizer": None,
-            "scaler": None,
+            **WITHOUT_RUN,
             **contents,
             **weights,
             "config": _config(contents, path),
@@ -175,14 +177,14 @@ def load_diffusion(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> GaussianDiffusion:
-    """Load a trained model, from one of our checkpoints or from a published one.
+    """Load a trained model, from one of our checkpoints, from a safetensors file or from a published checkpoint.
 
     Args:
         path: the checkpoint.
         config: a `Config` or the path of a config file; a published checkpoint needs it, ours carry their own.
         weights: "ema" for the averaged weights, "model" for the last ones.
         device: where it goes.
-        dtype: of the network's weights; None keeps float32. The diffusion itself stays float32.
+        dtype: of the network's weights; None: float32, whatever the file holds. The diffusion itself stays float32.
 
     Returns:
         The model, in evaluation mode, without gradients.
@@ -193,6 +195,9 @@ def load_diffusion(
     if weights not in ("ema", "model"):
         raise InputError(f'weights is "{weights}"; it must be "ema" or "model".')
     contents = read(path)
+    if weights not in contents:
+        held = "model" if weights == "ema" else "ema"
+        raise InputError(f'{path}: holds the weights "{held}" alone; weights is "{weights}", but must be "{held}".')
     if config is None:
         if contents["published"]:
             raise InputError(
@@ -207,3 +212,9 @@ def load_diffusion(
     if dtype is not None:
         diffusion.unet.to(dtype)
     return diffusion.eval().requires_grad_(False)
+
+
+if __name__ == "__main__":
+    from patch_based_ddpm import command_line, export  # they import this module
+
+    command_line.run(export.main)

@@ -51,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> command_line.Parser:
     parser = command_line.Parser(prog="patch_based_ddpm.sample", description="Draw images from a trained model.")
-    parser.add_argument("--ckpt", required=True, metavar="FILE", help="checkpoint, ours or a published one")
+    parser.add_argument(
+        "--ckpt", required=True, metavar="FILE", help="checkpoint or safetensors file, ours or a published one"
+    )
     parser.add_argument("--config", metavar="FILE", help="configuration; only a published checkpoint needs it")
     parser.add_argument("--out-dir", required=True, type=Path, metavar="DIR", help="where SEED.png files go")
     count = parser.add_mutually_exclusive_group()

@@ -110,6 +110,12 @@ def test_readme_names_every_module():
     assert names == set(re.findall(r"`(\w+\.py)`", README.split("Where things are")[1]))
 
 
+def test_readme_names_no_module_twice_and_holds_no_marks_of_a_merge():
+    names = re.findall(r"`(\w+\.py)`", README.split("Where things are")[1])
+    assert len(names) == len(set(names))
+    assert not re.search(r"^(<<<<<<<|=======|>>>>>>>)", README, flags=re.MULTILINE)
+
+
 def test_readme_pictures_exist_and_are_small():
     paths = [ROOT / path for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)]
     assert paths
