@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -10,11 +11,12 @@ SUFFIX = ".unfinished"
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
     """Open a file for writing that appears under its name when the block has ended, and not at all if it fails.
 
     Args:
         path: the file; its folder exists. What was there before stays until then.
+        shared: several processes may write it at once; each has an unfinished file of its own, and the last one wins.
 
     Yields:
         A binary file to write into.
@@ -22,7 +24,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: the file cannot be written.
     """
-    unfinished = path.with_name(path.name + SUFFIX)
+    writer = f".{socket.gethostname()}-{os.getpid()}" if shared else ""
+    unfinished = path.with_name(path.name + writer + SUFFIX)
     try:
         with open(unfinished, "wb") as file:
             yield file

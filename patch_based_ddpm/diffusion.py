@@ -151,7 +151,7 @@ class GaussianDiffusion(nn.Module):
             patch_batch_size: see `predict`.
 
         Returns:
-            (b, c, H, W) in [-1, 1].
+            (b, c, H, W) in [-1, 1]; NaN where the prediction is not finite, which clipping would hide.
         """
         prediction = self.predict(x_t, t, patch_batch_size)
         signal, noise = at(self.sqrt_alpha_bar, t), at(self.sqrt_one_minus_alpha_bar, t)
@@ -162,7 +162,7 @@ class GaussianDiffusion(nn.Module):
                 x_0 = prediction
             case "pred_v":
                 x_0 = signal * x_t - noise * prediction
-        return x_0.clamp(-1, 1)
+        return x_0.clamp(-1, 1).masked_fill(~prediction.isfinite(), torch.nan)
 
     def p_mean_variance(
         self, x_t: Tensor, t: Tensor, patch_batch_size: int | None = None

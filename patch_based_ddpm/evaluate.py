@@ -20,6 +20,7 @@ from patch_based_ddpm.diffusion import GaussianDiffusion
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.fidelity import FEWEST_IMAGES, Extractor
 from patch_based_ddpm.image_statistics import Collector, ImageStatistics, join, stretch_of
+from patch_based_ddpm.sample_folder import check_finite
 from patch_based_ddpm.sources import BUILTIN_FACES
 
 COUNT = 10_000
@@ -167,7 +168,11 @@ def _samples(args: argparse.Namespace, accelerator: Accelerator) -> _Samples:
 def _drawn(diffusion: GaussianDiffusion, args: argparse.Namespace, show: bool, positions: range) -> Iterator[Tensor]:
     seeds = image_sets.shuffled(args.n_samples, args.n_samples)[positions.start : positions.stop]  # as a folder's files
     for start in range(0, len(seeds), args.batch_size):
-        yield sampling.draw_batch(diffusion, seeds[start : start + args.batch_size], args, show)
+        batch = seeds[start : start + args.batch_size]
+        images = sampling.draw_batch(diffusion, batch, args, show)
+        for seed, image in zip(batch, images, strict=True):
+            check_finite(seed, image)
+        yield images
 
 
 def _make_folder(path: Path) -> None:

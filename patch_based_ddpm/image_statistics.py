@@ -53,7 +53,7 @@ class ImageStatistics:
         """
         sums = {f"sums.{name}": values for name, values in self.sums.items()}
         rows = {f"rows.{name}": values for name, values in self.rows.items()}
-        with atomic_write(path) as file:
+        with atomic_write(path, shared=True) as file:  # of two evaluations of one data set
             np.savez(file, count=self.count, **sums, **rows)
 
     @classmethod

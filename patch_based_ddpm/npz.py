@@ -30,7 +30,7 @@ def write(path: Path, pictures: Sequence[Path]) -> None:
     first = _pixels(pictures[0])
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(pictures), *first.shape)}
     with (
-        atomic_write(path) as whole,
+        atomic_write(path, shared=True) as whole,
         zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive,
         archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file,
     ):

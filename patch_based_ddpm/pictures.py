@@ -51,5 +51,5 @@ def save_png(path: Path, picture: np.ndarray) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    with atomic_write(path) as file:
+    with atomic_write(path, shared=True) as file:
         Image.fromarray(picture).save(file, format="PNG")

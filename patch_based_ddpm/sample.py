@@ -1,8 +1,8 @@
 """Draw images: `accelerate launch -m patch_based_ddpm.sample --ckpt FILE --out-dir DIR`."""
 
 import argparse
-import time
-from collections.abc import Collection, Iterator, Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -10,17 +10,16 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from PIL import Image
-from tqdm.auto import tqdm
 
-from patch_based_ddpm import command_line, npz, pictures, sampling, trajectory
+from patch_based_ddpm import command_line, npz, pictures, sample_folder, sampling, trajectory
 from patch_based_ddpm.diffusion import GaussianDiffusion
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.sample_folder import SampleFolder
+from patch_based_ddpm.watching import watched
 
 GRID_NAME = "grid.png"
 GRID_LIMIT = 1024  # images in a grid; more would make a picture that few programs open
 SEED_LIMIT = 2**32  # what a CPU generator of PyTorch tells apart
-PAUSE = 0.5  # seconds between two looks at what all processes have drawn
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,8 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.trajectory is None and (args.trajectory_of is not None or args.patch_borders):
         parser.error("--trajectory-of and --patch-borders go with --trajectory")
     sampling.check_flags(args)
-    if args.out_dir.exists() and not args.out_dir.is_dir():
-        raise InputError(f"--out-dir {str(args.out_dir)!r} is a file; it must be a folder.")
+    sample_folder.check_place(args.out_dir)
     accelerator = command_line.start_accelerator()
     diffusion = sampling.load_model(args, accelerator, len(seeds))
     folder = SampleFolder(args.out_dir, diffusion.image_shape)
@@ -41,9 +39,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     _claim(folder, diffusion, seeds, args, accelerator)
     _draw(folder, diffusion, seeds, args, accelerator)
     if accelerator.is_main_process and args.grid:
-        pictures.save_png(args.out_dir / GRID_NAME, _grid([folder.path(seed) for seed in seeds]))
+        with sample_folder.said(args.out_dir / GRID_NAME):
+            pictures.save_png(args.out_dir / GRID_NAME, _grid([folder.path(seed) for seed in seeds]))
     if accelerator.is_main_process and args.npz:
-        npz.write(args.out_dir / npz.NAME, [folder.path(seed) for seed in seeds])
+        with sample_folder.said(args.out_dir / npz.NAME):
+            npz.write(args.out_dir / npz.NAME, [folder.path(seed) for seed in seeds])
     grid = f", side by side in {args.out_dir / GRID_NAME}" if args.grid else ""
     accelerator.print(f"{len(seeds)} images are in {args.out_dir}{grid}.")
     accelerator.end_training()
@@ -136,40 +136,41 @@ def _draw(
     args: argparse.Namespace,
     accelerator: Accelerator,
 ) -> None:
-    """Draw the images that are missing, each process its share, and write each as a PNG file."""
+    """Draw the images that are missing, each process its share, and write each as a PNG file.
+
+    Raises:
+        InputError: an image is not finite or cannot be written, or some are gone at the end.
+    """
     show = accelerator.is_main_process
     wanted = seeds if isinstance(seeds, range) else frozenset(seeds)
     own = seeds[accelerator.process_index :: accelerator.num_processes]
     to_animate = own[: args.batch_size] if show and args.trajectory is not None else ()  # even if they are there
     missing = (seed for seed in own if seed in to_animate or not folder.is_complete(seed))
-    done = _count(folder, wanted) if show else 0
-    accelerator.wait_for_everyone()  # before the first process draws
-    looked = time.monotonic()
-    with tqdm(total=len(seeds), initial=done, desc="images", unit="image", disable=not show, dynamic_ncols=True) as bar:
+
+    def count() -> int:
+        return sum(1 for _ in folder.present(wanted))
+
+    with watched(count, len(seeds), "images") if show else contextlib.nullcontext():
+        accelerator.wait_for_everyone()  # so that the bar begins with what was there
         for batch in _batches(missing, args.batch_size):
             animated = show and args.trajectory is not None and seeds[0] in batch
             recorder = _recorder(diffusion, args) if animated else None
             images = sampling.draw_batch(diffusion, batch, args, show, recorder)
             if animated:
-                recorder.save(args.trajectory, images)
+                with sample_folder.said(args.trajectory):
+                    recorder.save(args.trajectory, images)
             for seed, image in zip(batch, images.cpu(), strict=True):
                 folder.write(seed, image)
-            if show and time.monotonic() - looked > PAUSE:
-                bar.update(_count(folder, wanted) - bar.n)
-                looked = time.monotonic()
-        while show and bar.n < len(seeds):  # the others are not done, or were not looked for
-            bar.update(_count(folder, wanted) - bar.n)
-            time.sleep(PAUSE if bar.n < len(seeds) else 0)
-    accelerator.wait_for_everyone()
+        accelerator.wait_for_everyone()
+    if show and (left := count()) < len(seeds):
+        raise InputError(
+            f"{len(seeds) - left} images in {folder.root} were removed while others were drawn; the same command draws "
+            "those that are missing."
+        )
 
 
 def _recorder(diffusion: GaussianDiffusion, args: argparse.Namespace) -> trajectory.Trajectory:
     return trajectory.Trajectory(args.trajectory_of or "x_t", diffusion.patch_divider if args.patch_borders else 1)
-
-
-def _count(folder: SampleFolder, wanted: Collection[int]) -> int:
-    """How many images there are: files, so that processes need not wait for each other to tell."""
-    return sum(1 for _ in folder.present(wanted))
 
 
 def _batches(seeds: Iterator[int], size: int) -> Iterator[list[int]]:

@@ -4,12 +4,14 @@ All files of a folder come from one model and one way of sampling, so that a job
 jobs with other seeds can join in.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,55 @@ from PIL import Image
 from torch import nn
 
 from patch_based_ddpm import pictures
+from patch_based_ddpm.atomic_write import SUFFIX
 from patch_based_ddpm.errors import InputError
 
 MANIFEST = "samples.json"
+ABANDONED = 3600  # seconds after which nobody goes on writing an unfinished file
+
+
+def check_place(path: Path) -> None:
+    """Refuse a folder that cannot be made or written to, as far as looking tells; makes nothing.
+
+    Raises:
+        InputError: it is one.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--out-dir {str(path)!r} is a file; it must be a folder.")
+    nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not nearest.is_dir():
+        raise InputError(f"--out-dir {str(path)!r} cannot be used: {str(nearest)!r} is a file.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"--out-dir {str(path)!r} cannot be used: {str(nearest)!r} cannot be written to.")
+
+
+@contextlib.contextmanager
+def said(path: Path) -> Iterator[None]:
+    """Turn the failure to write a file into one sentence.
+
+    Raises:
+        InputError: it could not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path} could not be written: {error.strerror or error}; the images before it stay, and the same command "
+            "draws those that are missing."
+        ) from None
+
+
+def check_finite(seed: int, image: torch.Tensor) -> None:
+    """Refuse an image that is not finite.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not image.isfinite().all():
+        raise InputError(
+            f"the image of seed {seed} is not finite, which no picture can show; --dtype float32 or bf16 holds larger "
+            "numbers than fp16."
+        )
 
 
 def digest(module: nn.Module) -> str:
@@ -66,6 +114,7 @@ class SampleFolder:
             OSError: it cannot be written to.
         """
         text = json.dumps(origin, indent=2) + "\n"
+        self._remove_abandoned()
         if overwrite:
             self._remove(seeds if self._read_manifest() == origin else None)
         if not self.manifest.exists() and (found := next(self.present(seeds), None)) is not None:
@@ -82,15 +131,19 @@ class SampleFolder:
 
     def _create_manifest(self, text: str) -> None:
         """Write it if there is none; of two jobs at once one wins, and the other one finds it whole."""
-        unfinished = self.manifest.with_name(f"{MANIFEST}.{socket.gethostname()}.{os.getpid()}")
-        unfinished.write_text(text, encoding="utf-8")
+        unfinished = self.manifest.with_name(f"{MANIFEST}.{socket.gethostname()}-{os.getpid()}{SUFFIX}")
         try:
-            os.link(unfinished, self.manifest)
-        except FileExistsError:
-            pass
-        except OSError:  # no links here; that leaves a race of two jobs that start within the same millisecond
-            if not self.manifest.exists():
-                unfinished.replace(self.manifest)
+            with open(unfinished, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.link(unfinished, self.manifest)
+            except FileExistsError:
+                pass
+            except OSError:  # no links here; that leaves a race of two jobs that start within the same millisecond
+                if not self.manifest.exists():
+                    unfinished.replace(self.manifest)
         finally:
             unfinished.unlink(missing_ok=True)
 
@@ -108,13 +161,22 @@ class SampleFolder:
         for seed in seeds:
             self.path(seed).unlink(missing_ok=True)
 
-    def _all(self) -> Iterator[int]:
+    def _remove_abandoned(self) -> None:
+        """Remove what killed jobs had begun to write, and nothing that another job is writing now."""
         with os.scandir(self.root) as entries:
+            for entry in entries:
+                if entry.name.endswith(SUFFIX):
+                    with contextlib.suppress(FileNotFoundError):  # finished meanwhile
+                        if time.time() - entry.stat().st_mtime > ABANDONED:
+                            os.unlink(entry.path)
+
+    def _all(self) -> Iterator[int]:
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.root) as entries:  # a folder that is gone has none
             for entry in entries:
                 if re.fullmatch(r"\d{6,}\.png", entry.name):
                     yield int(entry.name[:-4])
 
-    def present(self, seeds: Sequence[int]) -> Iterator[int]:
+    def present(self, seeds: Collection[int]) -> Iterator[int]:
         """Those of some seeds that have a file; `in` of the seeds should be fast."""
         return (seed for seed in self._all() if seed in seeds)
 
@@ -138,27 +200,27 @@ class SampleFolder:
         Raises:
             InputError: it is not finite, or cannot be written.
         """
-        if not image.isfinite().all():
-            raise InputError(
-                f"the image of seed {seed} is not finite and was not written; --dtype float32 or bf16 holds larger "
-                "numbers than fp16."
-            )
-        try:
+        check_finite(seed, image)
+        with said(self.path(seed)):
             pictures.save_png(self.path(seed), pictures.pixels(image))
-        except OSError as error:
-            raise InputError(
-                f"{self.path(seed)} could not be written: {error.strerror or error}; the images before it stay, and "
-                "the same command draws those that are missing."
-            ) from None
 
 
 def _difference(held: Any, wanted: dict[str, Any]) -> str:
     """What the manifest of other images says, in words."""
     if not isinstance(held, dict):
         return f"unknown origin ({MANIFEST} cannot be read)"
+    held, wanted = _flat(held), _flat(wanted)
     for key, value in wanted.items():
         if held.get(key) != value:
             if key == "digest":
                 return "another checkpoint"
             return f"another {key} ({json.dumps(held.get(key))} instead of {json.dumps(value)})"
     return "other settings"
+
+
+def _flat(origin: dict[str, Any]) -> dict[str, Any]:
+    """`{"model": {"dim": 8}}` as `{"model.dim": 8}`."""
+    flat = {}
+    for key, value in origin.items():
+        flat |= {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
+    return flat

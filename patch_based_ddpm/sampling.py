@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from patch_based_ddpm import checkpoint, command_line, planner, samplers, timesteps
-from patch_based_ddpm.config import SAMPLERS
+from patch_based_ddpm.config import SAMPLERS, Config
 from patch_based_ddpm.denoising import Observe
 from patch_based_ddpm.diffusion import GaussianDiffusion
 from patch_based_ddpm.sample_folder import digest
@@ -71,9 +71,12 @@ def load_model(args: argparse.Namespace, accelerator: Accelerator, images: int) 
     Raises:
         InputError: it cannot be loaded, has fewer timesteps than --steps, or does not fit into --max-memory.
     """
+    config = None if args.config is None else Config.load(args.config)
+    if config is not None and args.steps is not None:
+        timesteps.check(config.diffusion.timesteps, args.steps)  # before the weights are read
     diffusion = checkpoint.load_diffusion(
         args.ckpt,
-        config=args.config,
+        config=config,
         weights=args.weights,
         device=accelerator.device,
         dtype=command_line.DTYPES[args.dtype],

@@ -45,3 +45,17 @@ def test_bytes_are_on_disk_before_the_name_and_the_name_before_the_end(tmp_path,
     with atomic_write(path) as file:
         file.write(b"x" * 10**6)
     assert calls == [(f"{path}.unfinished", False), (str(tmp_path), True)]
+
+
+def test_two_processes_that_write_the_same_file_do_not_meet(tmp_path, monkeypatch):
+    """The other one begins and ends while this one is at it; its process is told from this one by its number."""
+    path = tmp_path / "a"
+    with atomic_write(path, shared=True) as file:
+        file.write(b"from here")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: 1)
+            with atomic_write(path, shared=True) as other:
+                other.write(b"from there")
+        assert path.read_bytes() == b"from there"
+    assert path.read_bytes() == b"from here"
+    assert names(tmp_path) == ["a"]

@@ -135,6 +135,17 @@ def test_predicted_image_is_clipped(make_config, objective):
     assert got.max() == 1
 
 
+@each_objective
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_clipping_does_not_hide_what_is_not_finite(make_config, objective, value):
+    x_0, noise, t = images(), torch.randn(3, 3, 8, 8), torch.tensor([1, 8, 4])
+    answers = true_answers(objective, x_0, t, noise, 10).clone()
+    answers[1, 2, 3, 4] = value
+    diffusion = GaussianDiffusion(Oracle(answers, t, 2), make_config(diffusion={"objective": objective}))
+    got = diffusion.predict_x_0(diffusion.q_sample(x_0, t, noise), t)
+    assert got.isnan().nonzero().tolist() == [[1, 2, 3, 4]]
+
+
 @pytest.mark.parametrize("size", [1, 5, 7, 12, 50])
 def test_any_number_of_patches_a_pass_gives_the_same_prediction(make_diffusion, size):
     diffusion, x_t, t = make_diffusion(), torch.randn(3, 3, 8, 8), torch.tensor([0, 9, 4])

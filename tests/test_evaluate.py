@@ -17,6 +17,7 @@ from patch_based_ddpm import (
     evaluate,
     pictures,
     sample,
+    samplers,
     sliced_wasserstein,
 )
 from patch_based_ddpm.errors import InputError
@@ -57,6 +58,15 @@ def write(folder, faces):
     for number, face in enumerate(faces):
         pictures.save_png(folder / f"{number:06d}.png", pictures.pixels(face))
     return folder
+
+
+def test_an_image_that_is_not_finite_is_told(run, folder, monkeypatch):
+    def draw(diffusion, seeds, **options):
+        return torch.stack([torch.full((3, 32, 32), torch.nan if seed == 3 else 0.0) for seed in seeds])
+
+    monkeypatch.setattr(samplers, "draw", draw)
+    with pytest.raises(InputError, match="the image of seed 3 is not finite"):
+        run("--ckpt", folder / "model.pt", "--n-samples", 8, *FACES)
 
 
 def test_a_folder_beside_real_images(run, tmp_path, capsys):

@@ -118,7 +118,8 @@ def test_code_under_the_name_is_refused_and_not_run(tmp_path, form):
         path.write_bytes(pickle.dumps(Trap(sprung), protocol=2))
     else:
         torch.save({"model": Trap(sprung)}, path, _use_new_zipfile_serialization=form == "torch")
-    assert refusal(lambda: load_diffusion(path), path) == ": refused, because it holds code (posix.mkdir) and not only weights."
+    wanted = ": refused, because it holds code (posix.mkdir) and not only weights."
+    assert refusal(lambda: load_diffusion(path), path) == wanted
     assert not sprung.exists()
 
 

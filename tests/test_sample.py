@@ -1,5 +1,10 @@
+import contextlib
+import errno
 import json
+import os
+import shutil
 import tracemalloc
+from pathlib import Path
 
 import commands
 import numpy as np
@@ -13,6 +18,7 @@ from patch_based_ddpm import Config, checkpoint, command_line, data, pictures, p
 from patch_based_ddpm.checkpoint import load_diffusion
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.run_folder import RunFolder
+from patch_based_ddpm.sample_folder import SampleFolder
 from patch_based_ddpm.sources import open_source
 from patch_based_ddpm.trainer import Trainer
 from patch_based_ddpm.trajectory import Trajectory
@@ -203,17 +209,112 @@ def test_only_the_network_computes_in_half_precision(ckpt, dtype, sampler):
     assert 0 < (images - usual).abs().mean() < 0.02
 
 
-def test_a_prediction_beyond_fp16_is_told_and_not_drawn_black(ckpt, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("weight", "factor"),
+    [("block_out.conv_1.weight", 1e7), ("conv_out.weight", 1e6)],
+    ids=["inside, which makes it NaN", "at the end, which makes it infinite"],
+)
+def test_a_prediction_beyond_fp16_is_told_and_not_drawn_black(ckpt, tmp_path, monkeypatch, weight, factor):
     def overflowing(*arguments, **options):
         diffusion = load_diffusion(*arguments, **options)
         with torch.no_grad():
-            diffusion.unet.block_out.conv_1.weight.mul_(1e7)
+            diffusion.unet.get_parameter(weight).mul_(factor)
         return diffusion
 
     monkeypatch.setattr(checkpoint, "load_diffusion", overflowing)
-    with pytest.raises(InputError, match="image of seed 0 is not finite and was not written; --dtype float32 or bf16"):
+    with pytest.raises(InputError, match="image of seed 0 is not finite, which no picture can show; --dtype float32"):
         run(ckpt, tmp_path, "--n-samples", "2", "--dtype", "fp16", *FAST)
     assert drawn(tmp_path) == {}
+
+
+def test_an_image_that_is_removed_meanwhile_is_told(ckpt, tmp_path, monkeypatch):
+    draw = samplers.draw
+
+    def removing(diffusion, seeds, **options):
+        if 2 in seeds:
+            (tmp_path / "000000.png").unlink()
+        return draw(diffusion, seeds, **options)
+
+    options = ("--seeds", "0-3", "--batch-size", "2", *FAST)
+    with monkeypatch.context() as patch:
+        patch.setattr(samplers, "draw", removing)
+        with pytest.raises(InputError, match=r"^1 images in .* were removed while others were drawn; the same command"):
+            run(ckpt, tmp_path, *options, "--grid")
+    assert list(run(ckpt, tmp_path, *options)) == [f"{seed:06d}.png" for seed in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("last", "words"),
+    [(1, r"000002\.png could not be written: No such file or directory"), (3, "4 images in .* were removed")],
+)
+def test_a_folder_that_is_removed_meanwhile_is_told(ckpt, tmp_path, monkeypatch, last, words):
+    write = SampleFolder.write
+    out = tmp_path / "out"
+
+    def removing(folder, seed, image):
+        write(folder, seed, image)
+        if seed == last:
+            shutil.rmtree(out)
+
+    monkeypatch.setattr(SampleFolder, "write", removing)
+    with pytest.raises(InputError, match=words):
+        run(ckpt, out, "--seeds", "0-3", *FAST)
+
+
+@pytest.mark.parametrize("full", ["000002.png", "grid.png", "samples.npz", "steps.gif"])
+def test_a_full_disk_is_one_sentence_and_what_was_drawn_stays(ckpt, tmp_path, monkeypatch, full):
+    out, flush = tmp_path / "out", os.fsync
+    options = ("--seeds", "0-3", "--grid", "--npz", "--trajectory", str(out / "steps.gif"), "--batch-size", "2", *FAST)
+
+    def fsync(descriptor):
+        if Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.startswith(full):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(InputError, match=rf"{full} could not be written: No space left on device; the images bef"):
+            run(ckpt, out, *options)
+    there = drawn(out)
+    assert not list(out.glob("*.unfinished"))
+    assert set(there) - {"grid.png"} == {f"{s:06d}.png" for s in range({"000002.png": 2, "steps.gif": 0}.get(full, 4))}
+    whole = run(ckpt, out, *options)
+    assert len(whole) == 5
+    assert all(np.array_equal(whole[name], pixels) for name, pixels in there.items())
+
+
+def test_what_can_be_said_before_the_weights_are_read_is(ckpt, tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps(load_diffusion(ckpt).config.to_dict()))
+    monkeypatch.setattr(checkpoint, "read", lambda path: pytest.fail("read the weights"))
+    config = ("--config", str(tmp_path / "config.json"))
+    for flags, words in (
+        ((*config, "--sampler", "ddim", "--steps", "21"), r"steps is 21; it must lie in \[1, 20\]"),
+        (("--config", str(tmp_path / "no.json")), "no.json: cannot be read"),
+        (("--config", str(tmp_path)), ": cannot be read: Is a directory"),
+    ):
+        with pytest.raises(InputError, match=words):
+            run(ckpt, tmp_path / "out", *flags)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(InputError, match=r"--out-dir '.*out' cannot be used: '.*' cannot be written to"):
+        run(ckpt, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_two_jobs_at_once_in_one_folder(ckpt, tmp_path):
+    """They draw three of the seeds both, and begin at the same time."""
+    whole = run(ckpt, tmp_path / "whole", "--seeds", "0-8", *FAST)
+    with contextlib.ExitStack() as stack:
+        jobs = []
+        for seeds in ("0-5", "3-8"):
+            (tmp_path / seeds).mkdir()
+            flags = ("--ckpt", ckpt, "--out-dir", tmp_path / "shared", "--seeds", seeds, "--batch-size", 1, *FAST)
+            line = commands.launch_line("-m", "patch_based_ddpm.sample", *flags)
+            jobs.append(stack.enter_context(commands.running(line, tmp_path / seeds)))
+        for job, seeds in zip(jobs, ("0-5", "3-8"), strict=True):
+            assert job.wait(commands.TIME_LIMIT) == 0, (tmp_path / seeds / "err").read_text()
+    assert_near(drawn(tmp_path / "shared"), whole)
+    assert not list((tmp_path / "shared").glob("*.unfinished"))
 
 
 @pytest.mark.slow
@@ -326,7 +427,7 @@ def test_other_errors_are_sentences_too(ckpt, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"--out-dir '.*file' is a file; it must be a folder"):
         run(ckpt, tmp_path / "file")
-    with pytest.raises(InputError, match=r"--out-dir '.*below' cannot be used: Not a directory"):
+    with pytest.raises(InputError, match=r"--out-dir '.*below' cannot be used: '.*file' is a file"):
         run(ckpt, tmp_path / "file" / "below")
     with pytest.raises(InputError, match="is a folder, not a checkpoint file"):
         run(str(tmp_path), tmp_path / "out")

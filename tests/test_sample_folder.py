@@ -1,14 +1,16 @@
 import copy
 import os
+import time
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.sample_folder import SampleFolder, digest
+from patch_based_ddpm.sample_folder import ABANDONED, SampleFolder, check_place, digest
 
-ORIGIN = {"digest": "a", "sampler": "ddpm", "steps": None}
+ORIGIN = {"digest": "a", "sampler": "ddpm", "steps": None, "model": {"dim": 8, "channels": 3}}
 
 
 @pytest.fixture
@@ -40,6 +42,7 @@ def test_a_folder_is_claimed_once_and_joined_by_the_same(folder):
         ({"digest": "b"}, "holds images of another checkpoint; choose another --out-dir, or --overwrite."),
         ({"sampler": "ddim"}, 'holds images of another sampler ("ddpm" instead of "ddim"); choose'),
         ({"steps": 5}, "holds images of another steps (null instead of 5); choose"),
+        ({"model": {"dim": 16, "channels": 3}}, "holds images of another model.dim (8 instead of 16); choose"),
     ],
 )
 def test_another_origin_is_refused_by_name(folder, change, words):
@@ -59,6 +62,15 @@ def test_overwriting_the_same_origin_leaves_other_seeds(folder):
     draw(folder, 0, 1, 8)
     folder.claim(ORIGIN, range(4), overwrite=True)
     assert seeds_in(folder) == [8]
+
+
+def test_what_killed_jobs_left_is_removed_and_what_others_are_writing_is_not(folder):
+    for name, age in (("000001.png.far-7.unfinished", ABANDONED + 60), ("000002.png.far-8.unfinished", 60)):
+        path = folder.root / name
+        path.touch()
+        os.utime(path, times=(time.time() - age,) * 2)
+    folder.claim(ORIGIN, range(4), overwrite=False)
+    assert sorted(path.name for path in folder.root.iterdir()) == ["000002.png.far-8.unfinished", "samples.json"]
 
 
 def test_images_without_a_manifest_are_strangers(folder):
@@ -117,7 +129,7 @@ def test_what_is_complete(folder):
 def test_what_is_not_finite_is_not_written(folder, value):
     image = torch.zeros(3, 8, 10)
     image[0, 0, 0] = value
-    with pytest.raises(InputError, match="image of seed 5 is not finite and was not written; --dtype float32 or bf16"):
+    with pytest.raises(InputError, match="image of seed 5 is not finite, which no picture can show; --dtype float32"):
         folder.write(5, image)
     assert not folder.path(5).exists()
 
@@ -126,6 +138,37 @@ def test_a_folder_that_vanished_is_one_sentence(tmp_path):
     folder = SampleFolder(tmp_path / "gone", (3, 8, 10))
     with pytest.raises(InputError, match=r"000005\.png could not be written: No such file or directory; the images"):
         draw(folder, 5)
+
+
+def test_a_folder_that_vanished_holds_no_images(tmp_path):
+    assert list(SampleFolder(tmp_path / "gone", (3, 8, 10)).present(range(9))) == []
+
+
+def test_places_where_no_folder_can_be(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "new", tmp_path / "new" / "below"):
+        check_place(path)
+    monkeypatch.chdir(tmp_path)
+    check_place(Path("new"))
+    with pytest.raises(InputError, match=r"--out-dir '.*file' is a file; it must be a folder\.$"):
+        check_place(tmp_path / "file")
+    with pytest.raises(InputError, match=r"--out-dir '.*file/a/b' cannot be used: '.*file' is a file\.$"):
+        check_place(tmp_path / "file" / "a" / "b")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    for path in (tmp_path, tmp_path / "new" / "below", Path("new")):
+        with pytest.raises(InputError, match=rf"--out-dir '{path}' cannot be used: '.*' cannot be written to\.$"):
+            check_place(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_manifest_that_cannot_be_written_leaves_nothing(folder, monkeypatch):
+    def full_disk(descriptor):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        folder.claim(ORIGIN, range(4), overwrite=False)
+    assert list(folder.root.iterdir()) == []
 
 
 def test_digest_is_of_names_types_and_values():
