@@ -110,8 +110,9 @@ class RunFolder:
 
     def remove_unfinished(self) -> None:
         """Remove what a killed run had begun to write."""
-        for path in self.checkpoints.glob("*" + SUFFIX):
-            path.unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.preview(0).parent):
+            for path in folder.glob("*" + SUFFIX):
+                path.unlink(missing_ok=True)
 
     def append_metrics(self, lines: Sequence[dict[str, Any]]) -> None:
         """Add lines to metrics.jsonl, all or none."""

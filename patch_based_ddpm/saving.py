@@ -55,7 +55,7 @@ class Saver:
         (failure,) = broadcast_object_list([failure])
         self.failures = 0 if failure is None else self.failures + 1
         if self.failures == MAX_FAILED_SAVES:
-            raise InputError(f"stopped at step {step}, the {self.failures}rd save in a row that failed: {failure}")
+            raise InputError(f"stopped at step {step}, as {self.failures} saves in a row failed; the last: {failure}")
         return failure is None
 
     def _write(self, step: int, contents: dict[str, Any]) -> str | None:

@@ -58,7 +58,10 @@ def test_no_candidates_without_checkpoints(folder):
 def test_what_a_killed_run_left_behind_goes(folder):
     for name in ("model-1.pt", "model-last.pt", "model-2.pt.unfinished", "model-last.pt.unfinished"):
         (folder.checkpoints / name).touch()
+    (folder.root / "sampled" / "2.png.here-7.unfinished").touch()
+    folder.preview(1).touch()
     folder.remove_unfinished()
+    assert list((folder.root / "sampled").iterdir()) == [folder.preview(1)]
     assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["model-1.pt", "model-last.pt"]
 
 

@@ -47,7 +47,7 @@ def test_a_run_survives_a_disk_that_is_full_for_a_while(tmp_path, full_disk, cap
 def test_a_run_that_cannot_save_stops(tmp_path, full_disk):
     trainer = make_trainer(tmp_path, train_num_steps=20, save_and_sample_every=2, preview_count=0)
     full_disk(True)
-    with pytest.raises(InputError, match=r"^stopped at step 6, the 3rd save in a row that failed: .*model-6\.pt could"):
+    with pytest.raises(InputError, match=r"^stopped at step 6, as 3 saves in a row failed; the last: .*model-6\.pt"):
         trainer.train()
     assert trainer.step == 2 * MAX_FAILED_SAVES
 
