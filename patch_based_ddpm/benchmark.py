@@ -9,7 +9,6 @@ import os
 import platform
 import re
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(markdown(report))
     print(f"\nEvery figure and what it means is in {path}.")
     picture = args.out_dir / "benchmark.png"
-    if find_spec("matplotlib") is None:
-        print(f'{picture} needs matplotlib, which `pipenv install --categories "packages benchmark"` installs.')
-    else:
+    if command_line.can_plot(picture):
         save_plot(report, picture)
 
 

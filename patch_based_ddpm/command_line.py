@@ -6,6 +6,8 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,6 +92,14 @@ def hold_to(device: torch.device, max_memory: int) -> None:
     if device.type == "cuda":
         whole = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, max_memory / whole), device)
+
+
+def can_plot(picture: Path) -> bool:
+    """Whether matplotlib is there to draw a picture; says so where it is not."""
+    if find_spec("matplotlib") is None:
+        print(f'{picture} needs matplotlib, which `pipenv install --categories "packages benchmark"` installs.')
+        return False
+    return True
 
 
 def run(main: Callable[[], None]) -> None:

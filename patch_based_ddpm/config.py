@@ -16,19 +16,12 @@ from typing import Any
 from patch_based_ddpm import strict_json
 from patch_based_ddpm.atomic_write import atomic_write
 from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.strict_json import field as _field
+from patch_based_ddpm.strict_json import required as _required
 
 MAX_IMAGE_SIZE = 2**16
 SAMPLERS = ("ddpm", "ddim", "dpm-solver++")
 MAX_LEVELS = 16
-
-
-def _field(default: Any, doc: str, **bounds: Any) -> Any:
-    """A field with its line in the README's table and its bounds, see `strict_json.build`."""
-    return dataclasses.field(default=default, metadata={"doc": doc, **bounds})
-
-
-def _required(doc: str, **bounds: Any) -> Any:
-    return _field(dataclasses.MISSING, doc, **bounds)
 
 
 @dataclass(frozen=True, kw_only=True)

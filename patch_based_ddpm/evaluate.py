@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -226,13 +225,9 @@ def _report(
         "data": {"source": args.data, "count": real, "statistics": str(cache)},
         "image_shape": samples.shape,
         "patch_divider": samples.patch_divider,
-        "figures": {row.name: {"samples": _finite(row.samples), "data": _finite(row.data)} for row in rows},
+        "figures": metrics.as_json(rows),
         "definitions": metrics.DEFINITIONS,
     }
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _scalars(rows: list[metrics.Figure]) -> dict[str, float]:

@@ -76,6 +76,15 @@ def figures(samples: ImageStatistics | None, data: ImageStatistics, patch_divide
     return [*(Figure(name, value, None) for name, value in together.items()), *rows]
 
 
+def as_json(rows: Sequence[Figure]) -> dict[str, dict[str, float | None]]:
+    """The figures by their names, as JSON can hold them: what is not finite is null."""
+    return {row.name: {"samples": _finite(row.samples), "data": _finite(row.data)} for row in rows}
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
 def _alone(statistics: ImageStatistics, patch_divider: int) -> dict[str, float]:
     """What a set is described by on its own."""
     sums = statistics.sums

@@ -21,16 +21,17 @@ def pixels(image: Tensor) -> np.ndarray:
     return array[..., 0] if array.shape[-1] == 1 else array
 
 
-def tile(images: Sequence[np.ndarray]) -> np.ndarray:
-    """Put pictures side by side, about as many rows as columns, with a white line between them.
+def tile(images: Sequence[np.ndarray], columns: int | None = None) -> np.ndarray:
+    """Put pictures side by side with a white line between them, row after row.
 
     Args:
         images: at least one, uint8, all (H, W) or all (H, W, c).
+        columns: pictures in a row; None: about as many as there are rows.
 
     Returns:
         One picture with as many channels.
     """
-    columns = math.ceil(math.sqrt(len(images)))
+    columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     height, width = (side + GAP for side in images[0].shape[:2])
     picture = np.full((rows * height + GAP, columns * width + GAP, *images[0].shape[2:]), 255, dtype=np.uint8)

@@ -29,6 +29,16 @@ RULES = {
 TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
 
+def field(default: Any, doc: str, **bounds: Any) -> Any:
+    """A field of a dataclass for `build`, with its line in the README's table and its bounds."""
+    return dataclasses.field(default=default, metadata={"doc": doc, **bounds})
+
+
+def required(doc: str, **bounds: Any) -> Any:
+    """The same without a default."""
+    return field(dataclasses.MISSING, doc, **bounds)
+
+
 def read_text(path: str | os.PathLike[str]) -> str:
     """Read a UTF-8 file.
 

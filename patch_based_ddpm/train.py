@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from patch_based_ddpm import command_line, planner
-from patch_based_ddpm.config import Config
+from patch_based_ddpm.config import Config, TrainerConfig
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.run_folder import RunFolder
 from patch_based_ddpm.sources import Source, open_source
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     config = Config.load(args.config)
     folder = RunFolder(Path(config.trainer.log_dir))
-    accelerator = _accelerator(config)
+    accelerator = start_accelerator(config.trainer)
     resume = folder.checkpoint(args.restart_step) if args.restart_step is not None else args.resume
     candidates = [] if resume is None else folder.candidates(str(resume))
     if resume is None and folder.steps() and not args.dry_run:
@@ -97,8 +97,12 @@ def _parser() -> command_line.Parser:
     return parser
 
 
-def _accelerator(config: Config) -> Accelerator:
-    trainer = config.trainer
+def start_accelerator(trainer: TrainerConfig) -> Accelerator:
+    """This process among the others, in the precision of the run.
+
+    Raises:
+        InputError: the device does not know this precision.
+    """
     precision = "fp16" if trainer.use_amp else trainer.mixed_precision  # None: what accelerate was launched with
     log_with = "wandb" if trainer.wandb_enabled else None
     accelerator = command_line.start_accelerator(mixed_precision=precision, log_with=log_with)

@@ -18,9 +18,11 @@ from commands import ROOT, TIME_LIMIT, environment
 from PIL import Image
 
 from patch_based_ddpm import Config, GaussianDiffusion, checkpoint, config, demo
+from patch_based_ddpm.study_config import StudyConfig, StudySection
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONFIGS = sorted((ROOT / "configs").glob("*.json"))
+STUDIES = sorted((ROOT / "configs" / "study").glob("*.json"))
 BLOCKS = {kind: re.findall(rf"```{kind}\n(.*?)```", README, flags=re.DOTALL) for kind in ("bash", "yaml", "python")}
 
 
@@ -77,6 +79,23 @@ def test_all_configs_are_there():
     assert names | {"demo.json"} == {path.name for path in CONFIGS}
 
 
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_shipped_studies_build(path):
+    """Equal networks but for what they are told, and nothing that two studies write in one place."""
+    study = StudyConfig.load(path)
+    assert study.study.patch_dividers == (1, 2, 4, 8)
+    assert study.folder == Path("logs/study") / path.stem
+    sizes = []
+    with torch.device("meta"):
+        for model in study.models():
+            sizes.append(sum(p.numel() for p in GaussianDiffusion.from_config(model.config).parameters()))
+    assert max(sizes) < 1.02 * min(sizes)
+
+
+def test_all_studies_are_there():
+    assert [path.name for path in STUDIES] == ["faces32.json", "faces64.json"]
+
+
 def test_the_paper_is_reproduced_by_default():
     loaded = Config.load(ROOT / "configs" / "config_patch_divider=4.json")
     trainer = loaded.trainer
@@ -89,9 +108,8 @@ def test_the_demo_uses_the_folder_of_its_config():
     assert Path(Config.load(demo.CONFIG).trainer.log_dir) == demo.FOLDER
 
 
-def config_table():
-    """The README's table of keys, from the dataclasses themselves."""
-    sections = typing.get_type_hints(config.Config)
+def config_table(sections):
+    """A table of keys in the README, from the dataclasses themselves."""
     lines = ["| key | default | |", "|---|---|---|"]
     for section, kind in sections.items():
         for field in dataclasses.fields(kind):
@@ -102,7 +120,8 @@ def config_table():
 
 
 def test_readme_names_every_config_key():
-    assert config_table() in README
+    assert config_table(typing.get_type_hints(config.Config)) in README
+    assert config_table({"study": StudySection}) in README
 
 
 def test_readme_names_every_module():
@@ -149,6 +168,14 @@ def playground(tmp_path_factory):
         content["model"] |= {"dim": 8, "dim_mults": [1, 2], "image_size": 32}
         content["diffusion"] |= {"timesteps": 60}
         (folder / "configs" / path.name).write_text(json.dumps(content))
+    (folder / "configs" / "study").mkdir()
+    for path in STUDIES:
+        content = json.loads(path.read_text())
+        content["trainer"] |= {"train_batch_size": 2, "train_num_steps": 2, "num_workers": 0, "preview_count": 0}
+        content["model"] |= {"dim": 8, "dim_mults": [1, 2], "patch_divider": 2, "image_size": 32}
+        content["study"] |= {"patch_dividers": [1, 2], "samples": 2, "real_images": 2, "steps": 2}
+        content["study"] |= {"ddpm_steps": [2], "ddim_steps": [2], "dpm_solver_pp_steps": [2]}
+        (folder / "configs" / "study" / path.name).write_text(json.dumps(content))
     celeba = folder / "data" / "celeba" / "img_align_celeba"
     celeba.mkdir(parents=True)
     Image.radial_gradient("L").convert("RGB").resize((178, 218)).save(celeba / "000001.jpg")
@@ -185,6 +212,8 @@ def test_readme_commands_run_word_for_word(playground, published_state):
     assert checkpoint.read(playground / "logs" / "demo" / "checkpoints" / "model-last.pt")["step"] == 2
     assert {path.name for path in (playground / "benchmark").iterdir()} == {"benchmark.json", "benchmark.png"}
     figures = json.loads((playground / "logs" / "evaluation.json").read_text())["figures"]
+    study = {path.name for path in (playground / "logs" / "study" / "faces32").iterdir() if path.is_file()}
+    assert study == {"study.json", "tables.md", "study.png", "grids.png"}
     assert {"seam ratio, 4 x 4", "SWD x 10^3, 32 px", "MS-SSIM"} <= set(figures)
     assert len(list((playground / "logs" / "evaluation").glob("statistics-*.npz"))) == 2
     assert (playground / "logs" / "lsun_bedroom128" / "lmdb_keys-bedroom_train_lmdb.npz").exists()

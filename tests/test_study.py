@@ -1,0 +1,365 @@
+import copy
+import json
+import re
+import shutil
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_faces import crowd, images
+
+from patch_based_ddpm import command_line, evaluate, image_sets, metrics, pictures, planner, sliced_wasserstein, study
+from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.image_statistics import Collector
+from patch_based_ddpm.live_memory import MIB
+from patch_based_ddpm.sample_folder import SampleFolder
+from patch_based_ddpm.study_config import StudyConfig
+from patch_based_ddpm.study_plot import save_plot
+from patch_based_ddpm.study_report import markdown
+from patch_based_ddpm.training_step import TrainingStep
+
+STEPS, SAMPLES, REAL = 2, 4, 6
+MODELS = ("N1", "N2", "N2-no-position", "N2-no-content", "N2-neither")
+PARTS = ["real", *(f"{model}-seed0" for model in MODELS), "N2-seed0-ddpm-3", "N2-seed0-ddim-2"]
+
+
+def write_study(folder, **sections):
+    """A study file of tiny models whose folder is `folder`/study."""
+    content = {
+        "trainer": {
+            "train_dataset_dir": "builtin:faces",
+            "log_dir": str(folder / "study"),
+            "train_batch_size": 2,
+            "train_num_steps": STEPS,
+            "save_and_sample_every": 1,
+            "num_workers": 0,
+            "preview_count": 0,
+            "mixed_precision": "bf16",
+        },
+        "model": {"dim": 8, "dim_mults": [1, 2], "image_size": 16, "patch_divider": 2},
+        "diffusion": {"timesteps": 10},
+        "study": {
+            "patch_dividers": [1, 2],
+            "seeds": [0],
+            "samples": SAMPLES,
+            "real_images": REAL,
+            "sampler": "ddim",
+            "steps": 2,
+            "ddpm_steps": [3],
+            "ddim_steps": [2],
+        },
+    }
+    content = {name: {**section, **sections.get(name, {})} for name, section in content.items()}
+    path = folder / "study_config.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def run(path):
+    study.main(["--config", str(path)])
+    folder = StudyConfig.load(path).folder
+    return json.loads((folder / "study.json").read_text())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick():
+    """Fewer patches are compared, and memory is planned once for each N: it takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sliced_wasserstein, "MOST_PATCHES", 400)
+        for name in ("training_peak", "sampling_peak"):
+            patch.setattr(planner, name, planned_once(getattr(planner, name)))
+        yield
+
+
+def planned_once(plan):
+    known = {}
+
+    def planned(config, **options):
+        key = repr((config.model.patch_divider, options))
+        if key not in known:
+            known[key] = plan(config, **options)
+        return known[key]
+
+    return planned
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder and the report of a study that ran without a break."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run(write_study(folder))
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """Counts what is done: `work[kind]` lists it; `work["cut"] = (kind, n)` interrupts instead of the n-th."""
+    done = {"steps": [], "images": [], "sets": [], "cut": (None, 0)}
+
+    def counted(kind, owner, method, name):
+        original = getattr(owner, method)
+
+        def replacement(self, *args, **options):
+            if done["cut"] == (kind, len(done[kind])):
+                raise KeyboardInterrupt
+            done[kind].append(name(self, *args))
+            return original(self, *args, **options)
+
+        monkeypatch.setattr(owner, method, replacement)
+
+    counted("steps", TrainingStep, "__call__", lambda self, step, batches: (self.diffusion.config, step))
+    counted("images", SampleFolder, "write", lambda self, seed, image: self.path(seed))
+    counted("sets", Collector, "result", lambda self: self.count)
+    return done
+
+
+@pytest.mark.slow
+def test_a_study_from_training_to_tables(finished):
+    folder, report = finished
+    assert [row["name"] for row in report["models"]] == list(MODELS)
+    conditioning = [(row["position_conditioning"], row["global_content_conditioning"]) for row in report["models"]]
+    assert conditioning == [(True, True), (True, True), (False, True), (True, False), (False, False)]
+    assert [(row["sampler"], row["steps"]) for row in report["samplers"]["rows"]] == [("ddpm", 3), ("ddim", 2)]
+    assert report["samplers"]["run"] == "N2-seed0"
+    # the last of these is what the runs are compared by, too
+    assert report["samplers"]["rows"][1]["figures"] == report["models"][1]["runs"][0]["figures"]
+    assert report["samplers"]["rows"][0]["figures"] != report["models"][1]["runs"][0]["figures"]
+    root = folder / "study"
+    assert {path.name for path in root.iterdir() if path.is_file()} == {
+        "study.json",
+        "tables.md",
+        "study.png",
+        "grids.png",
+    }
+    assert sorted(path.stem for path in (root / "results").glob("*.json")) == sorted(PARTS)
+    for name in MODELS:
+        trained = json.loads((root / f"{name}-seed0" / "config.json").read_text())
+        model = trained["model"]
+        assert (trained["trainer"]["seed"], model["patch_divider"]) == (0, int(name[1]))
+        given = (model["position_conditioning"], model["global_content_conditioning"])
+        assert given == conditioning[MODELS.index(name)]
+
+
+@pytest.mark.parametrize(("row", "N"), [(0, 1), (3, 2)])
+def test_a_run_is_judged_as_by_evaluate(finished, tmp_path, monkeypatch, row, N):
+    folder, report = finished
+    monkeypatch.chdir(tmp_path)
+    samples = folder / "study" / f"{MODELS[row]}-seed0" / "samples" / "ddim-2"
+    data = ["--data", "builtin:faces", "--data-count", str(REAL), "--patch-divider", str(N)]
+    evaluate.main(["--samples", str(samples), *data, "--out", "out.json"])
+    judged = json.loads((tmp_path / "out.json").read_text())
+    (only,) = report["models"][row]["runs"]
+    assert only["figures"] == judged["figures"]
+    config = StudyConfig.load(folder / "study_config.json").models()[row].config
+    one = {"batch_size": 1, "patch_batch_size": 1}
+    planned = {
+        "training": planner.training_peak(config, **one, precision="bf16"),
+        "sampling": planner.sampling_peak(config, **one),
+    }
+    for kind, peak in planned.items():
+        assert only["memory"][kind] == {"activations": peak.activations, "total": peak.total}
+
+
+def test_the_floor_is_made_of_other_faces(finished, tmp_path, monkeypatch):
+    _, report = finished
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "faces").mkdir()
+    people = crowd(REAL + SAMPLES, seed=image_sets.FACES_SEED)[REAL:]
+    order = image_sets.shuffled(SAMPLES, SAMPLES)  # in which evaluate looks at files
+    for position, face in zip(order, images(people, 16, 16), strict=True):
+        pictures.save_png(tmp_path / "faces" / f"{position:06d}.png", pictures.pixels(face))
+    data = ["--data", "builtin:faces", "--data-count", str(REAL), "--patch-divider", "2"]
+    evaluate.main(["--samples", "faces", *data, "--out", "out.json"])
+    assert report["real"]["figures"]["2"] == json.loads((tmp_path / "out.json").read_text())["figures"]
+    assert list(report["real"]["figures"]) == ["1", "2"]
+
+
+@pytest.mark.slow
+def test_what_was_cut_off_goes_on_and_nothing_is_done_twice(finished, tmp_path, work, capsys):
+    path = write_study(tmp_path)
+    # In the first run's training, in the second run's samples, in its measurement, in the last sampler.
+    for cut in (("steps", 1), ("images", SAMPLES + 2), ("sets", 4), ("images", 5 * SAMPLES + 2)):
+        work["cut"] = cut
+        with pytest.raises(KeyboardInterrupt):
+            run(path)
+        assert not (tmp_path / "study" / "study.json").exists()
+    work["cut"] = (None, 0)
+    capsys.readouterr()
+    report = run(path)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    assert lines[0] == f"[1/{len(PARTS)}] real: done before"
+    assert lines[-1] == f"[{len(PARTS)}/{len(PARTS)}] {PARTS[-1]}"
+    _, whole = finished
+    report["config"]["trainer"]["log_dir"] = whole["config"]["trainer"]["log_dir"]
+    assert report == whole
+    assert len(work["steps"]) == len(set(work["steps"])) == len(MODELS) * STEPS
+    assert len(work["images"]) == len(set(work["images"])) == (len(MODELS) + 1) * SAMPLES
+    text = (tmp_path / "study" / "tables.md").read_bytes()
+
+    work["cut"] = ("sets", len(work["sets"]))
+    steps, drawn = len(work["steps"]), len(work["images"])
+    run(path)
+    assert (len(work["steps"]), len(work["images"])) == (steps, drawn)
+    assert (tmp_path / "study" / "tables.md").read_bytes() == text
+
+
+@pytest.mark.slow
+def test_a_changed_config_is_noticed(finished, tmp_path, work):
+    whole, report = finished
+    shutil.copytree(whole / "study", tmp_path / "study")
+    with pytest.raises(InputError) as refused:
+        run(write_study(tmp_path, trainer={"train_lr": 0.5}))
+    assert str(refused.value) == (
+        f"{tmp_path / 'study' / 'N1-seed0'} was trained with trainer.train_lr 0.0001, but the study says 0.5; choose "
+        "another trainer.log_dir, or remove that folder."
+    )
+    more = run(write_study(tmp_path, study={"samples": SAMPLES + 1, "dpm_solver_pp_steps": [2]}))
+    assert work["steps"] == []
+    # one more image of each, and all of the new sampler's
+    drawn = len(MODELS) + 1 + SAMPLES + 1
+    assert len(work["images"]) == drawn
+    assert len(more["samplers"]["rows"]) == 3
+    again = run(write_study(tmp_path))  # fewer than lie there
+    assert len(work["images"]) == drawn
+    assert more["models"] != again["models"] == report["models"]
+    assert again["samplers"] == report["samplers"]
+
+
+def cells(text):
+    """The tables of a Markdown text: for each its rows, as dicts by column."""
+    tables = []
+    for block in re.findall(r"(?:^\|.*\|\n)+", text, flags=re.MULTILINE):
+        head, _, *rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in block.splitlines()]
+        tables.append([dict(zip(head, row, strict=True)) for row in rows])
+    return tables
+
+
+def test_the_tables_hold_what_the_json_holds(finished):
+    folder, report = finished
+    text = (folder / "study" / "tables.md").read_text()
+    assert text == markdown(report)
+    models, samplers = cells(text)
+    assert [row["model"] for row in models] == [*MODELS, "real against real"]
+    for row, found in zip(report["models"], models):
+        (only,) = row["runs"]
+        figures, N = only["figures"], row["patch_divider"]
+        assert found["SWD x 10^3"] == f"{figures['SWD x 10^3, mean']['samples']:.1f}"
+        assert found["MS-SSIM"] == f"{figures['MS-SSIM']['samples']:.3f}"
+        assert found["training activations"] == f"{only['memory']['training']['activations'] / MIB:.1f}"
+        assert found["sampling in all"] == f"{only['memory']['sampling']['total'] / MIB:.1f}"
+        seam = "" if N == 1 else f"{figures[f'seam ratio, {N} x {N}']['samples']:.3f}"
+        assert found["seam ratio"] == seam
+        assert found["disagreement"] == ""  # so small a face cannot be read
+        assert (found["position"] == "yes", found["global content"] == "yes") == (
+            row["position_conditioning"],
+            row["global_content_conditioning"],
+        )
+    floor = report["real"]["figures"]["2"]
+    for table in (models, samplers):
+        assert table[-1]["SWD x 10^3"] == f"{floor['SWD x 10^3, mean']['samples']:.1f}"
+        assert table[-1]["seam ratio"] == f"{floor['seam ratio, 2 x 2']['samples']:.3f}"
+    for row, found in zip(report["samplers"]["rows"], samplers):
+        assert (found["sampler"], found["steps"]) == (row["sampler"], str(row["steps"]))
+        assert found["shifted grid"] == f"{row['figures']['seam ratio, 2 x 2, shifted grid']['samples']:.3f}"
+    assert "Rows from the top: real faces; N1; N2; N2-no-position; N2-no-content; N2-neither, seed 0." in text
+
+
+def test_several_seeds_are_a_mean_and_a_range(finished, tmp_path):
+    report = copy.deepcopy(finished[1])
+    report["config"]["study"]["seeds"] = [0, 7]
+    for row in report["models"]:
+        (only,) = row["runs"]
+        only["figures"] |= {"SWD x 10^3, mean": {"samples": 10.0}, "disagreement": {"samples": 0.02}}
+        other = copy.deepcopy(only)
+        other["figures"] |= {"SWD x 10^3, mean": {"samples": 13.0}}
+        row["runs"] = [only, other]
+    text = markdown(report)
+    row = cells(text)[0][0]
+    assert row["SWD x 10^3"] == "11.5 (10.0-13.0)"
+    assert row["disagreement"] == "0.0200"
+    assert "Over 2 seed(s) of training, mean (least-most)." in text
+    report["samplers"]["rows"] = []
+    assert len(cells(markdown(report))) == 1
+    save_plot(report, tmp_path / "plot.png")
+    assert (np.array(Image.open(tmp_path / "plot.png")) < 128).any()
+
+
+def test_the_grid_shows_the_first_samples_of_every_run(finished):
+    folder, _ = finished
+    grid = np.array(Image.open(folder / "study" / "grids.png"))
+    gap = pictures.GAP
+    assert grid.shape == (6 * (16 + gap) + gap, SAMPLES * 16 + 2 * gap, 3)
+    for row, name in enumerate(MODELS, 1):
+        top = row * (16 + gap) + gap
+        for seed in range(SAMPLES):
+            sample = np.array(Image.open(folder / "study" / f"{name}-seed0" / "samples" / "ddim-2" / f"{seed:06d}.png"))
+            left = gap + 16 * seed
+            assert (grid[top : top + 16, left : left + 16] == sample).all()
+    first = pictures.pixels(images(crowd(REAL + 1, seed=image_sets.FACES_SEED)[REAL:], 16, 16)[0])
+    assert (grid[gap : 16 + gap, gap : 16 + gap] == first).all()
+
+
+def test_large_enough_faces_are_read(tmp_path, monkeypatch):
+    """From 32 px on their attributes must agree; here on real ones alone, which do."""
+    path = write_study(tmp_path, model={"image_size": 32})
+    parts = study.Parts(StudyConfig.load(path), "no")
+    result = parts.do(parts.real())
+    assert result["figures"]["2"]["disagreement"]["samples"] < 0.01
+    assert parts.kept(parts.real()) == result
+    parts.strip(parts.real()).unlink()
+    assert parts.kept(parts.real()) is None
+
+
+def test_without_matplotlib_the_figures_are_kept(finished, monkeypatch, capsys):
+    folder, report = finished
+    (folder / "study" / "study.png").unlink()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert run(folder / "study_config.json") == report
+    assert "study.png needs matplotlib, which `pipenv install" in capsys.readouterr().out
+    assert not (folder / "study" / "study.png").exists()
+
+
+def test_what_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "study").touch()
+    with pytest.raises(InputError, match=r"study/results: cannot be written to: "):
+        run(write_study(tmp_path))
+
+
+def test_a_study_is_one_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(study.train, "start_accelerator", lambda trainer: SimpleNamespace(num_processes=2))
+    with pytest.raises(InputError, match="a study runs in one process, not in 2; start it with python -m"):
+        run(write_study(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"study": {"patch_dividers": [1, 3]}}, "model.patch_divider is 2; it must be more than 1 and one of study"),
+        ({"study": {"patch_dividers": [1, 2, 3]}}, "model.patch_divider is 3; it must divide image_size 16"),
+        ({"model": {"patch_divider": 1}}, "model.patch_divider is 1; it must be more than 1"),
+        ({"study": {"seeds": [1, 2, 1]}}, r"study.seeds is \[1, 2, 1\]; it must name each value once"),
+        ({"study": {"steps": 11}}, r"the number of sampling steps is 11; it must lie in \[1, 10\]"),
+        ({"study": {"ddim_steps": [5, 12]}}, "the number of sampling steps is 12"),
+        ({"study": {"samples": 1}}, "study.samples is 1; it must be at least 2"),
+        ({"study": {"sampler": "euler"}}, 'study.sampler is "euler"; it must be one of'),
+        ({"study": {"smaples": 1}}, 'unknown key "smaples"; did you mean "samples"'),
+        ({"trainer": {"train_dataset_dir": "pictures"}}, 'a study is one of "builtin:faces"'),
+        ({"model": {"image_size": 8}}, "8 x 8 pixels; each side must be 16 or more"),
+    ],
+)
+def test_a_wrong_config_is_one_sentence(tmp_path, capsys, sections, words):
+    path = write_study(tmp_path, **sections)
+    with pytest.raises(SystemExit) as ended:
+        command_line.run(lambda: study.main(["--config", str(path)]))
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {path}: ")
+    assert re.search(words, message)
+    assert message.count("\n") == 1
+    assert not (tmp_path / "study").exists()
+
+
+def test_definitions_are_there(finished):
+    _, report = finished
+    assert report["definitions"].items() >= metrics.DEFINITIONS.items()
