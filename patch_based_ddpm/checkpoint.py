@@ -194,6 +194,8 @@ def load_diffusion(
     """
     if weights not in ("ema", "model"):
         raise InputError(f'weights is "{weights}"; it must be "ema" or "model".')
+    if config is not None and not isinstance(config, Config):
+        config = Config.load(config)
     contents = read(path)
     if weights not in contents:
         held = "model" if weights == "ema" else "ema"
@@ -204,8 +206,6 @@ def load_diffusion(
                 f"{path}: is a published checkpoint, which carries no configuration; give its config file too."
             )
         config = contents["config"]
-    elif not isinstance(config, Config):
-        config = Config.load(config)
     diffusion = GaussianDiffusion.from_config(config)
     load_weights(diffusion.unet, contents[weights], f"{path} ({weights})")
     diffusion.to(device)

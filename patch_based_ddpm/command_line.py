@@ -17,6 +17,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from patch_based_ddpm.errors import InputError
 
 USAGE_ERROR = 2
+COUNT_LIMIT, BYTES_LIMIT = 2**32, 2**63  # beyond what any computer can be asked for
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BYTE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -55,7 +56,10 @@ def byte_count(text: str) -> int:
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([A-Za-z]*)", text)
     if match is None or match[2].upper() not in BYTE_UNITS:
         raise argparse.ArgumentTypeError(f"{text!r} must be an amount of memory, for example 6GiB or 500MB")
-    return int(float(match[1]) * BYTE_UNITS[match[2].upper()])
+    size = float(match[1]) * BYTE_UNITS[match[2].upper()]
+    if size >= BYTES_LIMIT:
+        raise argparse.ArgumentTypeError(f"{text!r} must be less than {BYTES_LIMIT} bytes")
+    return int(size)
 
 
 def add_max_memory(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +72,8 @@ def add_max_memory(parser: argparse.ArgumentParser) -> None:
 def _whole_number(text: str, least: int) -> int:
     if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least {least}")
+    if int(text) >= COUNT_LIMIT:
+        raise argparse.ArgumentTypeError(f"{text!r} must be less than {COUNT_LIMIT}")
     return int(text)
 
 

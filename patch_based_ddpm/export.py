@@ -1,6 +1,7 @@
 """Pass a model on as a safetensors file: `python -m patch_based_ddpm.checkpoint export`."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,6 +50,8 @@ def _check_place(args: argparse.Namespace) -> None:
         raise InputError(f"--out {str(out)!r} is a folder; it must be a file.")
     if not out.parent.is_dir():
         raise InputError(f"--out {str(out)!r} cannot be written: there is no folder {str(out.parent)!r}.")
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise InputError(f"--out {str(out)!r} cannot be written: nothing can be written to {str(out.parent)!r}.")
     if out.exists() and Path(args.ckpt).exists() and out.samefile(args.ckpt):
         raise InputError(f"--out {str(out)!r} is the checkpoint itself; it must be another file.")
 

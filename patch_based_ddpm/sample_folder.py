@@ -187,7 +187,7 @@ class SampleFolder:
             with Image.open(self.path(seed)) as image:
                 image.verify()  # every chunk to the last, with its checksum
                 return image.size == (width, height) and len(image.getbands()) == channels
-        except (OSError, SyntaxError):  # the latter is how Pillow calls broken PNG chunks
+        except (OSError, SyntaxError, ValueError):  # the latter two are how Pillow calls broken PNG chunks
             return False
 
     def write(self, seed: int, image: torch.Tensor) -> None:

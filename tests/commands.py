@@ -19,7 +19,9 @@ TIME_LIMIT = 300  # seconds until a command that hangs is ended; none comes near
 def environment(**extra: str) -> dict[str, str]:
     """This process's environment with package and tests importable, on the CPU, wandb off unless a test says so."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    return {**os.environ, "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true", "WANDB_MODE": "disabled", **extra}
+    # One thread each: beside other tests, threads that wait for each other would take most of the time.
+    fixed = {"PYTHONPATH": path, "ACCELERATE_USE_CPU": "true", "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **fixed, **extra}
 
 
 def launch_line(*words: object, processes: int = 1) -> list[str]:

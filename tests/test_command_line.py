@@ -3,7 +3,7 @@ import argparse
 import pytest
 from commands import write_config
 
-from patch_based_ddpm import benchmark, command_line, evaluate, memory, sample, train
+from patch_based_ddpm import benchmark, command_line, evaluate, export, memory, sample, train
 from patch_based_ddpm.errors import InputError
 
 
@@ -42,6 +42,7 @@ def test_what_is_no_byte_count(text):
         command_line.byte_count(text)
 
 
+HUGE = "9" * 400
 BAD_COMMANDS = [
     (train, [], "the following arguments are required: --config"),
     (train, ["--config", "missing.json"], "missing.json: cannot be read: No such file or directory."),
@@ -54,11 +55,36 @@ BAD_COMMANDS = [
     (train, ["--config", "good.json", "--max-memory", "-1GiB"], "expected one argument"),
     (train, ["--config", "good.json", "--max-memory", "1XiB"], "'1XiB' must be an amount of memory"),
     (train, ["--config", "good.json", "--conf", "x"], "unrecognized arguments: --conf x"),
+    (train, ["--config", "good.json", "--max-memory", f"{HUGE}GiB"], "must be less than 9223372036854775808 bytes"),
+    (train, ["--config", "good.json", "--restart-step", HUGE], "must be less than 4294967296"),
     (memory, ["--config", "missing.json"], "missing.json: cannot be read"),
+    (memory, ["--config", "good.json", "--batch-size", HUGE], "must be less than 4294967296"),
     (memory, ["--config", "good.json", "--batch-size", "0"], "'0' must be a whole number of at least 1"),
     (memory, ["--config", "good.json", "--patch-batch-size", "1.5"], "'1.5' must be a whole number of at least 1"),
     (memory, ["--config", "good.json", "--mixed-precision", "fp8"], "invalid choice: 'fp8'"),
     (memory, ["--config", "good.json", "--dtype", "int8"], "invalid choice: 'int8'"),
+    (memory, ["--config", "."], ".: cannot be read: Is a directory."),
+    (sample, ["--out-dir", "out"], "the following arguments are required: --ckpt"),
+    (sample, ["--ckpt", "good.json"], "the following arguments are required: --out-dir"),
+    (sample, ["--ckpt", "good.json", "--out-dir", "good.json/below"], "cannot be used: '"),
+    (sample, ["--ckpt", "good.json", "--out-dir", "out", "--config", "."], ".: cannot be read: Is a directory."),
+    (sample, ["--ckpt", "good.json", "--out-dir", "out", "--config", "empty.json"], "empty.json: is empty"),
+    (
+        sample,
+        ["--ckpt", "good.json", "--out-dir", "out", "--config", "good.json", "--steps", "1001"],
+        "steps is 1001; it must lie in [1, 1000]",
+    ),
+    (sample, ["--ckpt", "good.json", "--out-dir", "out", "--n-samples", "0"], "'0' must be a whole number of at least"),
+    (
+        sample,
+        ["--ckpt", "good.json", "--out-dir", "out", "--seeds", "5-2"],
+        "'5-2' in '5-2' must be a seed, or a range",
+    ),
+    (sample, ["--ckpt", "good.json", "--out-dir", "out", "--seeds", "1,,2"], "'' in '1,,2' must be a seed, or a range"),
+    (sample, ["--ckpt", "good.json", "--out-dir", "out", "--batch-size", HUGE], "must be less than 4294967296"),
+    (sample, ["--ckpt", "good.json", "--out-dir", "out", "--patch-batch-size", "-3"], "'-3' must be a whole number"),
+    (sample, ["--ckpt", "good.json", "--out-dir", "out", "--weights", "last"], "invalid choice: 'last'"),
+    (sample, ["--ckpt", "good.json", "--out-dir", "out", "--dtype", "half"], "invalid choice: 'half'"),
     (sample, ["--ckpt", ".", "--out-dir", "out"], ".: is a folder, not a checkpoint file"),
     (sample, ["--ckpt", "missing.pt", "--out-dir", "out"], "missing.pt: there is no such file"),
     (sample, ["--ckpt", "good.json", "--out-dir", "good.json"], "--out-dir 'good.json' is a file"),
@@ -70,6 +96,20 @@ BAD_COMMANDS = [
     (benchmark, ["--dtypes", "float8"], "float8"),
     (benchmark, ["--patch-dividers", "1,x"], "'x' must be a whole number of at least 1"),
     (benchmark, ["--config", "good.json", "--dim", "8"], "do not go with --config"),
+    (benchmark, ["--config", "."], ".: cannot be read: Is a directory."),
+    (benchmark, ["--patch-batch-sizes", "1,some"], "'some' must be a whole number of at least 1, or all"),
+    (benchmark, ["--dim", "7"], "model.dim is 7; it must be even"),
+    (benchmark, ["--out-dir", "good.json"], "--out-dir 'good.json' cannot be used: File exists"),
+    (export, [], "the following arguments are required: action, --ckpt, --out"),
+    (export, ["import", "--ckpt", "good.json", "--out", "out"], "invalid choice: 'import'"),
+    (export, ["export", "--ckpt", "missing.pt", "--out", "out"], "missing.pt: there is no such file"),
+    (export, ["export", "--ckpt", ".", "--out", "out"], ".: is a folder, not a checkpoint file"),
+    (export, ["export", "--ckpt", "good.json", "--out", "out"], "good.json: is damaged or not a checkpoint"),
+    (export, ["export", "--ckpt", "good.json", "--out", "out", "--config", "."], ".: cannot be read: Is a directory."),
+    (export, ["export", "--ckpt", "good.json", "--out", "."], "--out '.' is a folder; it must be a file"),
+    (export, ["export", "--ckpt", "good.json", "--out", "no/out"], "there is no folder 'no'"),
+    (export, ["export", "--ckpt", "good.json", "--out", "out", "--dtype", "int8"], "invalid choice: 'int8'"),
+    (export, ["export", "--ckpt", "good.json", "--out", "out", "--weights", "x"], "invalid choice: 'x'"),
     (evaluate, ["--data", "missing", "--config", "good.json"], "there is no folder 'missing'"),
 ]
 

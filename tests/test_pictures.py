@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -76,3 +78,21 @@ def test_a_save_that_fails_leaves_the_old_picture(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         save_png(path, np.ones((2, 2), dtype=np.uint8))
     assert path.read_bytes() == before
+
+
+def test_two_processes_that_save_one_picture_do_not_meet(tmp_path, monkeypatch):
+    """The other one saves it whole while this one flushes its bytes."""
+    path, flush = tmp_path / "picture.png", os.fsync
+
+    def flush_later(descriptor):
+        monkeypatch.setattr(os, "fsync", flush)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: 1)
+            save_png(path, np.zeros((2, 2), dtype=np.uint8))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", flush_later)
+    save_png(path, np.ones((2, 2), dtype=np.uint8))
+    with Image.open(path) as image:
+        assert (np.asarray(image) == 1).all()
+    assert list(tmp_path.iterdir()) == [path]

@@ -184,14 +184,17 @@ def test_other_settings_are_refused(ckpt, tmp_path):
 def test_memory_does_not_grow_with_the_number_of_images(ckpt, tmp_path, monkeypatch):
     monkeypatch.setattr(samplers, "draw", lambda diffusion, seeds, **_: torch.zeros(len(seeds), 3, 16, 16))
     run(ckpt, tmp_path / "warm", "--n-samples", "8")
-    peaks = []
-    for count in (200, 2000):
-        tracemalloc.start()
-        sample.main(["--ckpt", ckpt, "--out-dir", str(tmp_path / str(count)), "--n-samples", str(count)])
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-        assert len(list((tmp_path / str(count)).glob("*.png"))) == count
-    assert peaks[1] - peaks[0] < 20 * 1800  # bytes; a picture alone is 768
+    peaks = {}
+    for count in (100, 1000):
+        peaks[count] = []
+        for attempt in "ab":  # what happens once, an import or a collection of garbage, is in one of them
+            folder = tmp_path / f"{count}{attempt}"
+            tracemalloc.start()
+            sample.main(["--ckpt", ckpt, "--out-dir", str(folder), "--n-samples", str(count)])
+            peaks[count].append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+            assert len(list(folder.glob("*.png"))) == count
+    assert min(peaks[1000]) - min(peaks[100]) < 40 * 900  # bytes; a picture alone is 768
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
@@ -210,15 +213,15 @@ def test_only_the_network_computes_in_half_precision(ckpt, dtype, sampler):
 
 
 @pytest.mark.parametrize(
-    ("weight", "factor"),
-    [("block_out.conv_1.weight", 1e7), ("conv_out.weight", 1e6)],
+    ("weight", "value"),
+    [("block_out.conv_1.weight", torch.inf), ("conv_out.weight", 6e4)],
     ids=["inside, which makes it NaN", "at the end, which makes it infinite"],
 )
-def test_a_prediction_beyond_fp16_is_told_and_not_drawn_black(ckpt, tmp_path, monkeypatch, weight, factor):
+def test_a_prediction_beyond_fp16_is_told_and_not_drawn_black(ckpt, tmp_path, monkeypatch, weight, value):
     def overflowing(*arguments, **options):
         diffusion = load_diffusion(*arguments, **options)
         with torch.no_grad():
-            diffusion.unet.get_parameter(weight).mul_(factor)
+            diffusion.unet.get_parameter(weight).fill_(value)
         return diffusion
 
     monkeypatch.setattr(checkpoint, "load_diffusion", overflowing)
