@@ -36,22 +36,25 @@ def assert_same_run(folder, undisturbed):
     assert previews[0] == previews[1]
 
 
-def kill_somewhere(process, folder, moments):
-    """Kill a run in the middle of what chance names; returns in the middle of what it was."""
+EVERY = 5  # steps between two checkpoints of a run that is going to be killed
+
+
+def kill_in(moment, process, folder, chance):
+    """Kill a run in the middle of something; returns in the middle of what it was."""
     run, before = RunFolder(folder / "run"), logged_steps(folder)
-    moment = moments.choice(["start", "step", "save", "preview"])
     if moment == "start":
-        time.sleep(moments.uniform(0, 2))
+        time.sleep(chance.uniform(0, 2))
     else:
-        wait_until(lambda: logged_steps(folder) > before + moments.randrange(8), process)
+        least = before + chance.randrange(8)
+        wait_until(lambda: logged_steps(folder) > least, process)
     if moment == "step":
-        time.sleep(moments.uniform(0, 0.1))
+        wait_until(lambda: logged_steps(folder) % EVERY == 1, process, pause=0)  # a few steps before the next save
     if moment == "save":
         wait_until(lambda: any(run.checkpoints.glob("*.unfinished")), process, pause=0)
     if moment == "preview":
         saved = run.steps()
         wait_until(lambda: run.steps() != saved, process, pause=0)
-        time.sleep(moments.uniform(0, 0.05))
+        time.sleep(chance.uniform(0, 0.05))
     for member in family(process):
         member.kill()
     process.wait()
@@ -59,19 +62,21 @@ def kill_somewhere(process, folder, moments):
         return "start"
     if any(run.checkpoints.glob("*.unfinished")):
         return "save"
-    return "step" if run.preview(run.steps()[-1]).exists() else "preview"
+    return "step" if not run.steps() or run.preview(run.steps()[-1]).exists() else "preview"
 
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again(tmp_path, request):
     kills = request.config.getoption("--kills")
-    options = {"train_num_steps": 20 * kills, "save_and_sample_every": 5, "preview_steps": 10}
+    options = {"train_num_steps": 20 * kills, "save_and_sample_every": EVERY, "preview_steps": 10}
     options |= {"checkpoints_total_limit": 3, "log_every": 1}
-    moments, where = random.Random(0), []
+    chance, where = random.Random(0), []
+    moments = [["start", "step", "save", "preview"][i % 4] for i in range(kills)]
+    chance.shuffle(moments)
     line = command(tmp_path, **options)
-    for _ in range(kills):
+    for moment in moments:
         with running([*line, "--resume", "latest"], tmp_path) as process:
-            where.append(kill_somewhere(process, tmp_path, moments))
+            where.append(kill_in(moment, process, tmp_path, chance))
     print(f"killed {kills} times: " + ", ".join(f"{where.count(kind)} in the {kind}" for kind in sorted(set(where))))
     with running([*line, "--resume", "latest"], tmp_path) as process:
         assert process.wait() == 0, (tmp_path / "err").read_text()
@@ -79,7 +84,7 @@ def test_a_run_that_is_killed_again_and_again(tmp_path, request):
     with running(command(tmp_path / "undisturbed", **options), tmp_path / "undisturbed") as process:
         assert process.wait() == 0
     assert_same_run(tmp_path, tmp_path / "undisturbed")
-    assert len(set(where)) == 4, where
+    assert set(where) == set(moments), where
 
 
 @pytest.mark.slow

@@ -73,7 +73,7 @@ def test_mixed_images_train_are_killed_resume_and_sample(tmp_path, processes):
         out = tmp_path / f"drawn by {count}"
         done = sample("--ckpt", last, "--out_dir", out, *fast, processes=count)
         assert done.returncode == 0, done.stderr
-        pictures[count] = {path.name: path.read_bytes() for path in out.iterdir()}
+        pictures[count] = {path.name: path.read_bytes() for path in out.glob("*.png")}
     assert sorted(pictures[1]) == [f"{i:06d}.png" for i in range(5)]
     assert len(set(pictures[1].values())) == 5
     assert pictures[1] == pictures[2]
