@@ -145,11 +145,6 @@ class ModelConfig:
                 f"into patches whose sides are multiples of {halvings} ({len(self.dim_mults)} levels): "
                 f"{', '.join(map(str, fits))} would do."
             )
-        if self.patch_shape == (halvings, halvings) and self.dim * self.dim_mults[-1] == self.resnet_block_groups:
-            raise InputError(
-                f"model.resnet_block_groups is {self.resnet_block_groups}; at the lowest level patches are 1 x 1, "
-                "where a group must have two channels or more."
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
