@@ -86,6 +86,27 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, resumed_at, option
     assert [line["step"] for line in lines] == [step for step in (3, 6, 7) if step > resumed_at[-1]]
 
 
+def test_moments_of_another_memory_layout_are_those_of_the_same_weights(tmp_path):
+    """Older checkpoints, and published ones, hold them row by row; fused Adam would take one for another."""
+    for place in ("whole", "resumed"):
+        (tmp_path / place).mkdir()
+    options = {"train_num_steps": 6, "save_and_sample_every": 3, "preview_count": 0}
+    whole = make_trainer(tmp_path / "whole", **options)
+    whole.train()
+    held = torch.load(whole.folder.checkpoint(3), weights_only=True)
+    relaid = 0
+    for state in held["optimizer"]["state"].values():
+        for name, values in state.items():
+            relaid += not values.is_contiguous()
+            state[name] = values.contiguous()
+    assert relaid
+    checkpoint.save(tmp_path / "rows.pt", held)
+    resumed = make_trainer(tmp_path / "resumed", **options)
+    resumed.resume(tmp_path / "rows.pt")
+    resumed.train()
+    assert_same(contents(resumed, 6)["model"], contents(whole, 6)["model"])
+
+
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):
     trainer = make_trainer(tmp_path, train_num_steps=3, save_and_sample_every=1, preview_count=0)
     trainer.train()
