@@ -1,11 +1,12 @@
 """Files that are whole or absent: written beside their place, flushed to disk, then renamed."""
 
 import contextlib
+import json
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 SUFFIX = ".unfinished"
 
@@ -37,6 +38,16 @@ def atomic_write(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
             unfinished.unlink(missing_ok=True)
         raise
     flush_folder(path.parent)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON data, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with atomic_write(path) as file:
+        file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
 def flush_folder(folder: Path) -> None:

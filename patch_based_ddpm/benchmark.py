@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import platform
@@ -16,6 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 from patch_based_ddpm import command_line, data
+from patch_based_ddpm.atomic_write import write_json
 from patch_based_ddpm.batches import micro_batches, prepare_pixels
 from patch_based_ddpm.benchmark_plot import save_plot
 from patch_based_ddpm.benchmark_report import DEFINITIONS, markdown
@@ -23,7 +23,7 @@ from patch_based_ddpm.config import Config
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.measurements import DTYPES, STEPS, Bench, loading_speed, settings
 from patch_based_ddpm.run_folder import RunFolder
-from patch_based_ddpm.sources import BUILTIN_FACES, open_source
+from patch_based_ddpm.sources import BUILTIN_FACES, Source, open_source
 
 PAPER_DIM = 128
 IMAGES_A_REPEAT = 256  # that the input pipeline loads between two looks at the clock
@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = torch.device(args.device)
     config = _config(args)
     configs = {N: _with_divider(config, N) for N in (1, *args.patch_dividers)}
+    source = None if args.memory_only else _source(config)  # what is wrong with it is said before hours of measuring
     _make_folder(args.out_dir)
     torch.manual_seed(0)
 
@@ -60,11 +61,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         "compiled": args.compile,
         "repeats": 0 if args.memory_only else args.repeats,
         "settings": list(rows.values()),
-        "loading": None if args.memory_only else _loading(configs[1], args),
+        "loading": None if source is None else _loading(configs[1], source, args),
         "definitions": DEFINITIONS,
     }
     path = args.out_dir / "benchmark.json"
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(path, report)
     print(markdown(report))
     print(f"\nEvery figure and what it means is in {path}.")
     picture = args.out_dir / "benchmark.png"
@@ -184,11 +185,16 @@ def _processor() -> str:
     return named[1] if named else platform.processor() or platform.machine()
 
 
-def _loading(config: Config, args: argparse.Namespace) -> dict[str, Any]:
+def _source(config: Config) -> Source:
+    return open_source(
+        config.trainer.train_dataset_dir, *config.model.image_shape, config.trainer.seed, index_cache_dir=None
+    )
+
+
+def _loading(config: Config, source: Source, args: argparse.Namespace) -> dict[str, Any]:
     """How fast the input pipeline is that would feed a training run, cache included where the config asks for one."""
     trainer, model = config.trainer, config.model
     accelerator = command_line.start_accelerator(cpu=args.device == "cpu")
-    source = open_source(trainer.train_dataset_dir, *model.image_shape, trainer.seed, index_cache_dir=None)
     if source.size is None:  # which no cache can hold
         pixels = data.FittedImages(source, model.channels, *model.image_shape)
     else:

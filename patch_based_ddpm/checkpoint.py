@@ -1,9 +1,9 @@
 """Checkpoints: written whole or not at all, read without running code from the file.
 
 A checkpoint is a dict of `format`, `config` (JSON data), `step`, `model` and `ema` (state dicts of the UNet),
-`optimizer`, `scaler`, `skipped_steps` and `bad_images`. Those of the published implementation hold no config and use
-other names; `published.py` translates them. A safetensors file holds `config` and one of `model` and `ema` alone, see
-`safetensors_file.py`.
+`optimizer`, `scaler`, `skipped_steps`, `bad_images` and `window`, see `run_state.py`. Those of the published
+implementation hold no config and use other names; `published.py` translates them. A safetensors file holds `config` and
+one of `model` and `ema` alone, see `safetensors_file.py`.
 """
 
 import os

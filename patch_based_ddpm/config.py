@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from patch_based_ddpm import strict_json
-from patch_based_ddpm.atomic_write import atomic_write
+from patch_based_ddpm.atomic_write import write_json
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.strict_json import field as _field
-from patch_based_ddpm.strict_json import required as _required
+from patch_based_ddpm.strict_json import field, required
 
 MAX_IMAGE_SIZE = 2**16
 SAMPLERS = ("ddpm", "ddim", "dpm-solver++")
@@ -28,70 +27,66 @@ MAX_LEVELS = 16
 class TrainerConfig:
     """How to train: data, steps, optimizer, averaging, what is saved and shown."""
 
-    train_dataset_dir: str = _required("folder of images, LSUN LMDB folder, or `builtin:faces`")
-    log_dir: str = _required("folder of the run: config, metrics, checkpoints, previews")
-    ema_decay: float = _field(0.995, "decay of the averaged weights", least=0, most=1)
-    train_batch_size: int = _field(32, "images per process and forward-backward pass", least=1)
-    train_lr: float = _field(1e-4, "learning rate of Adam", above=0)
-    train_num_steps: int = _field(100000, "optimizer steps", least=1)
-    gradient_accumulate_every: int = _field(1, "batches per optimizer step", least=1)
-    use_amp: bool = _field(False, "the published switch for fp16; `mixed_precision` says more")
-    step_start_ema: int = _field(2000, "before this step the averaged weights are a copy of the model", least=0)
-    update_ema_every: int = _field(10, "steps between two updates of the averaged weights", least=1)
-    save_and_sample_every: int = _field(1000, "steps between two checkpoints with their preview", least=1)
-    checkpoints_total_limit: int | None = _field(None, "so many checkpoints stay, the newest; null: all", least=1)
-    num_workers: int | None = _field(
+    train_dataset_dir: str = required("folder of images, LSUN LMDB folder, or `builtin:faces`")
+    log_dir: str = required("folder of the run: config, metrics, checkpoints, previews")
+    ema_decay: float = field(0.995, "decay of the averaged weights", least=0, most=1)
+    train_batch_size: int = field(32, "images per process and forward-backward pass", least=1)
+    train_lr: float = field(1e-4, "learning rate of Adam", above=0)
+    train_num_steps: int = field(100000, "optimizer steps", least=1)
+    gradient_accumulate_every: int = field(1, "batches per optimizer step", least=1)
+    use_amp: bool = field(False, "the published switch for fp16; `mixed_precision` says more")
+    step_start_ema: int = field(2000, "before this step the averaged weights are a copy of the model", least=0)
+    update_ema_every: int = field(10, "steps between two updates of the averaged weights", least=1)
+    save_and_sample_every: int = field(1000, "steps between two checkpoints with their preview", least=1)
+    checkpoints_total_limit: int | None = field(None, "so many checkpoints stay, the newest; null: all", least=1)
+    num_workers: int | None = field(
         None, "processes that load images, per training process; null: its share of the cores", least=0
     )
-    seed: int = _field(
+    seed: int = field(
         1234, "seed of weights, data order, flips, noise, and of the built-in faces", least=0, below=2**63
     )
-    wandb_enabled: bool = _field(False, "report to wandb")
-    wandb_project: str | None = _field(None, "wandb project; null: `patch_based_ddpm`")
-    wandb_name: str | None = _field(None, "wandb run name; null: the name of `log_dir`")
-    mixed_precision: str | None = _field(
+    wandb_enabled: bool = field(False, "report to wandb")
+    wandb_project: str | None = field(None, "wandb project; null: `patch_based_ddpm`")
+    wandb_name: str | None = field(None, "wandb run name; null: the name of `log_dir`")
+    mixed_precision: str | None = field(
         None, "`no`, `fp16` or `bf16`; null: what accelerate was launched with", choices=("no", "fp16", "bf16")
     )
-    patch_batch_size: int | None = _field(
+    patch_batch_size: int | None = field(
         None, "patches per forward-backward pass, less is less memory; null: all", least=1
     )
-    recompute_activations: bool = _field(
+    recompute_activations: bool = field(
         False, "keep each level's input alone and compute the rest again in the backward pass: slower, less memory"
     )
-    compile: bool = _field(False, "compile the network with torch.compile")
-    horizontal_flip: bool = _field(True, "mirror every second image at random")
-    on_bad_image: str = _field(
-        "stop", "`stop` at an unreadable image, or `skip` and count it", choices=("stop", "skip")
-    )
-    cache_images: bool = _field(False, "resize the images once, and read them from a memory-mapped file in `log_dir`")
-    max_grad_norm: float | None = _field(None, "clip the gradient's L2 norm; null: off", above=0)
-    lr_warmup_steps: int = _field(0, "steps over which the learning rate rises linearly; 0: off", least=0)
-    max_skipped_steps: int = _field(20, "stop after so many steps in a row with a non-finite loss or gradient", least=1)
-    log_every: int = _field(10, "steps between two lines of metrics", least=1)
-    preview_count: int = _field(36, "images in a preview; 0: no previews", least=0)
-    preview_sampler: str = _field("ddpm", "`ddpm`, `ddim` or `dpm-solver++`", choices=SAMPLERS)
-    preview_steps: int | None = _field(None, "sampling steps of a preview; null: all, or 20 of `dpm-solver++`", least=1)
+    compile: bool = field(False, "compile the network with torch.compile")
+    horizontal_flip: bool = field(True, "mirror every second image at random")
+    on_bad_image: str = field("stop", "`stop` at an unreadable image, or `skip` and count it", choices=("stop", "skip"))
+    cache_images: bool = field(False, "resize the images once, and read them from a memory-mapped file in `log_dir`")
+    max_grad_norm: float | None = field(None, "clip the gradient's L2 norm; null: off", above=0)
+    lr_warmup_steps: int = field(0, "steps over which the learning rate rises linearly; 0: off", least=0)
+    max_skipped_steps: int = field(20, "stop after so many steps in a row with a non-finite loss or gradient", least=1)
+    log_every: int = field(10, "steps between two lines of metrics", least=1)
+    preview_count: int = field(36, "images in a preview; 0: no previews", least=0)
+    preview_sampler: str = field("ddpm", "`ddpm`, `ddim` or `dpm-solver++`", choices=SAMPLERS)
+    preview_steps: int | None = field(None, "sampling steps of a preview; null: all, or 20 of `dpm-solver++`", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The network and the geometry of its images and patches."""
 
-    dim: int = _required("width of the first level", least=4)
-    init_dim: int | None = _field(None, "width after the first convolution; null: `dim // 3 * 2`", least=1)
-    out_dim: int | None = _field(None, "accepted at null or `channels`")
-    dim_mults: tuple[int, ...] = _field(
+    dim: int = required("width of the first level", least=4)
+    init_dim: int | None = field(None, "width after the first convolution; null: `dim // 3 * 2`", least=1)
+    out_dim: int | None = field(None, "accepted at null or `channels`")
+    dim_mults: tuple[int, ...] = field(
         (1, 2, 4, 8), "width of each level over `dim`; each but the first halves the patch", least=1
     )
-    channels: int = _field(3, "1 grey, 3 RGB, 4 RGBA", choices=(1, 3, 4))
-    resnet_block_groups: int = _field(8, "groups of the group normalisations; divides `dim`", least=1)
-    learned_variance: bool = _field(False, "accepted at false")
-    patch_divider: int = _field(4, "N: the image is cut into N x N patches; 1 is the ordinary DDPM", least=1)
-    image_size: int | tuple[int, int] = _field(
-        128, "side in pixels, or `[height, width]`", least=1, most=MAX_IMAGE_SIZE
-    )
-    position_conditioning: bool = _field(True, "tell the network where a patch lies; false is an ablation")
-    global_content_conditioning: bool = _field(True, "show it the pooled whole image; false is an ablation")
+    channels: int = field(3, "1 grey, 3 RGB, 4 RGBA", choices=(1, 3, 4))
+    resnet_block_groups: int = field(8, "groups of the group normalisations; divides `dim`", least=1)
+    learned_variance: bool = field(False, "accepted at false")
+    patch_divider: int = field(4, "N: the image is cut into N x N patches; 1 is the ordinary DDPM", least=1)
+    image_size: int | tuple[int, int] = field(128, "side in pixels, or `[height, width]`", least=1, most=MAX_IMAGE_SIZE)
+    position_conditioning: bool = field(True, "tell the network where a patch lies; false is an ablation")
+    global_content_conditioning: bool = field(True, "show it the pooled whole image; false is an ablation")
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -151,9 +146,9 @@ class ModelConfig:
 class DiffusionConfig:
     """The forward process and what the network learns."""
 
-    timesteps: int = _field(1000, "T, steps of the forward process", least=2)
-    loss_type: str = _field("l1", "`l1`, `l2` or `huber`", choices=("l1", "l2", "huber"))
-    objective: str = _field(
+    timesteps: int = field(1000, "T, steps of the forward process", least=2)
+    loss_type: str = field("l1", "`l1`, `l2` or `huber`", choices=("l1", "l2", "huber"))
+    objective: str = field(
         "pred_noise", "`pred_noise`, `pred_x0` or `pred_v`", choices=("pred_noise", "pred_x0", "pred_v")
     )
 
@@ -208,5 +203,4 @@ class Config:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the configuration as JSON, every default filled in."""
-        with atomic_write(Path(path)) as file:
-            file.write((json.dumps(self.to_dict(), indent=2) + "\n").encode())
+        write_json(Path(path), self.to_dict())

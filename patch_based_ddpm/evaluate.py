@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from patch_based_ddpm import command_line, image_sets, metrics, sample, sampling, sliced_wasserstein, tracking
 from patch_based_ddpm.agreement import SMALLEST_READING
+from patch_based_ddpm.atomic_write import write_json
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.diffusion import GaussianDiffusion
 from patch_based_ddpm.errors import InputError
@@ -79,8 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(metrics.table(rows, (samples.count, real.count)))
         report = _report(args, samples, real.count, cache, rows)
         if args.out is not None:
-            text = json.dumps(report, indent=2) + "\n"
-            _write(args.out, lambda path: path.write_text(text, encoding="utf-8"))
+            _write(args.out, partial(write_json, content=report))
             print(f"\nEvery figure and what it means is in {args.out}.")
         if args.wandb:
             project = samples.config and samples.config.trainer.wandb_project
@@ -218,8 +218,8 @@ def _report(
 ) -> dict[str, Any]:
     judged = None
     if samples.count is not None:
-        sampling = {} if args.ckpt is None else _sampling(args)
-        judged = {"source": str(args.samples or args.ckpt), "count": samples.count, **sampling}
+        drawn = {} if args.ckpt is None else _sampling(args)
+        judged = {"source": str(args.samples or args.ckpt), "count": samples.count, **drawn}
     return {
         "samples": judged,
         "data": {"source": args.data, "count": real, "statistics": str(cache)},

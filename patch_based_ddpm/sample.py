@@ -19,6 +19,7 @@ from patch_based_ddpm.watching import watched
 
 GRID_NAME = "grid.png"
 GRID_LIMIT = 1024  # images in a grid; more would make a picture that few programs open
+LIST_LIMIT = 10**6  # seeds that are listed; a single range is not kept in memory
 SEED_LIMIT = 2**32  # what a CPU generator of PyTorch tells apart
 
 
@@ -103,6 +104,8 @@ def _seed_list(text: str) -> Sequence[int]:
         span = range(int(first), int(last) + 1)
         if len(parts) == 1:
             return span
+        if len(seeds) + len(span) > LIST_LIMIT:
+            raise argparse.ArgumentTypeError(f"{text!r} names more than {LIST_LIMIT:,} seeds; that must be one range")
         seeds.update(span)
     return sorted(seeds)
 

@@ -68,7 +68,8 @@ class Saver:
         except OSError as error:
             return tell_unwritten(path, error)
         if self.total_limit is not None:
-            for old in self.folder.saved()[self.total_limit :]:
+            before = [old for old in self.folder.saved() if old != path]  # whatever the clock says, it is not old
+            for old in before[self.total_limit - 1 :]:
                 with contextlib.suppress(OSError):  # it is tried again after the next save
                     old.unlink()
         return None

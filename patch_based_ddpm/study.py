@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from patch_based_ddpm import command_line, metrics, pictures, train
-from patch_based_ddpm.atomic_write import atomic_write
+from patch_based_ddpm.atomic_write import atomic_write, write_json
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.study_config import StudyConfig
-from patch_based_ddpm.study_parts import Part, Parts, check_unchanged, telling_unwritten, write_json
+from patch_based_ddpm.study_parts import Part, Parts, check_unchanged, telling_unwritten
 from patch_based_ddpm.study_plot import save_plot
 from patch_based_ddpm.study_report import markdown
 

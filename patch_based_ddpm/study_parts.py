@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from patch_based_ddpm import image_sets, metrics, pictures, planner, sample, train
 from patch_based_ddpm.agreement import SMALLEST_READING
-from patch_based_ddpm.atomic_write import atomic_write
+from patch_based_ddpm.atomic_write import write_json
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.image_sets import ImageSet
@@ -210,9 +210,3 @@ def telling_unwritten(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"{folder}: cannot be written to: {error.strerror or error}.") from None
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON data, whole or not at all."""
-    with atomic_write(path) as file:
-        file.write((json.dumps(content, indent=2) + "\n").encode())

@@ -95,6 +95,7 @@ BAD_COMMANDS = [
     (benchmark, ["--repeats", "0"], "'0' must be a whole number of at least 1"),
     (benchmark, ["--dtypes", "float8"], "float8"),
     (benchmark, ["--patch-dividers", "1,x"], "'x' must be a whole number of at least 1"),
+    (benchmark, ["--config", "no-data.json"], "there is no folder 'nowhere'"),
     (benchmark, ["--config", "good.json", "--dim", "8"], "do not go with --config"),
     (benchmark, ["--config", "."], ".: cannot be read: Is a directory."),
     (benchmark, ["--patch-batch-sizes", "1,some"], "'some' must be a whole number of at least 1, or all"),
@@ -118,6 +119,7 @@ BAD_COMMANDS = [
 def test_what_is_wrong_is_one_sentence_and_nothing_is_written(tmp_path, monkeypatch, capsys, command, flags, words):
     write_config(tmp_path).rename(tmp_path / "good.json")
     (tmp_path / "empty.json").touch()
+    write_config(tmp_path, train_dataset_dir="nowhere").rename(tmp_path / "no-data.json")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         command_line.run(lambda: command.main(flags))
@@ -126,4 +128,4 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_written(tmp_path, monkeypa
     assert words in message
     assert message.count("\n") == 1, message
     left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert left == {"good.json", "empty.json"}
+    assert left == {"good.json", "empty.json", "no-data.json"}

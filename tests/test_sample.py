@@ -353,6 +353,7 @@ def test_npz(ckpt, tmp_path):
     [
         (["--n-samples", "-1"], "'-1' must be a whole number of at least 1"),
         (["--seeds", "5-2"], "'5-2' in '5-2' must be a seed, or a range"),
+        (["--seeds", "0-4000000000,7"], "names more than 1,000,000 seeds; that must be one range"),
         (["--seeds", "0-99999999999"], "must be less than 4294967296"),
         (["--seed", "4294967290"], "the last seed is 4294967305"),
         (["--batch-size", "0"], "'0' must be a whole number of at least 1"),

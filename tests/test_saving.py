@@ -145,6 +145,15 @@ def test_a_save_that_fails_takes_no_old_checkpoint_away(tmp_path, full_disk):
     assert checkpoint.read(trainer.folder.last_checkpoint)["step"] == 2
 
 
+def test_a_clock_that_was_put_back_does_not_make_the_new_checkpoint_old(tmp_path):
+    trainer = make_trainer(tmp_path, preview_count=0, checkpoints_total_limit=1)
+    for step in (1, 2):
+        trainer.step = step
+        trainer.save()
+        os.utime(trainer.folder.checkpoint(step), (2**33, 2**33))
+    assert trainer.folder.steps() == [2]
+
+
 def test_an_abandoned_branch_goes_before_what_was_saved_after_it(tmp_path):
     """A run that was taken back to step 1 keeps what it saves from then on, not the higher steps from before."""
     trainer = make_trainer(tmp_path, preview_count=0, checkpoints_total_limit=2)
