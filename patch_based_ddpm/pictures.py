@@ -41,6 +41,11 @@ def tile(images: Sequence[np.ndarray], columns: int | None = None) -> np.ndarray
     return picture
 
 
+def enlarge(picture: np.ndarray, times: int) -> np.ndarray:
+    """Show each pixel of an (H, W) or (H, W, c) picture as a square of `times` pixels a side."""
+    return picture.repeat(times, axis=0).repeat(times, axis=1)
+
+
 def save_png(path: Path, picture: np.ndarray) -> None:
     """Write a picture, whole or not at all.
 

@@ -132,18 +132,20 @@ class StudyConfig:
 
     def models(self) -> list[Model]:
         """The models in the order of the table: N with all conditioning, then the ablations."""
-        full = [Model(f"N{N}", self._config(N, True, True)) for N in self.study.patch_dividers]
         N = self.model.patch_divider
+        full = [self._full(N) for N in self.study.patch_dividers]
         return full + [Model(f"N{N}-{name}", self._config(N, *given)) for name, given in ABLATIONS.items()]
 
     def runs(self, model: Model) -> list[Run]:
         """A model's runs, one for each seed."""
         return [self._run(model, seed) for seed in self.study.seeds]
 
-    def reference(self) -> Run:
-        """The run that the samplers are compared with: N of the ablations, all conditioning, the first seed."""
-        (model,) = (model for model in self.models() if model.name == f"N{self.model.patch_divider}")
-        return self.runs(model)[0]
+    def reference(self) -> Model:
+        """The model that samplers are compared with: N of the ablations, all conditioning."""
+        return self._full(self.model.patch_divider)
+
+    def _full(self, N: int) -> Model:
+        return Model(f"N{N}", self._config(N, True, True))
 
     def _config(self, N: int, position: bool, content: bool) -> Config:
         model = dataclasses.replace(

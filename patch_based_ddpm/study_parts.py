@@ -1,7 +1,8 @@
 """The parts of a study: train a run, draw its samples, measure them beside real faces that no run has seen.
 
 A part that is done lies in the study's results/ as NAME.json, with the settings it came from, beside a few of its
-images; it is written last, so that a part that was cut off is not taken for done.
+images; it is written last, so that a part that was cut off is not taken for done. Several processes may do the parts of
+one study: each takes those whose folder no other one is at work in.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from patch_based_ddpm.agreement import SMALLEST_READING
 from patch_based_ddpm.atomic_write import write_json
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.file_lock import file_lock
 from patch_based_ddpm.image_sets import ImageSet
 from patch_based_ddpm.image_statistics import Collector, ImageStatistics
 from patch_based_ddpm.sources import BUILTIN_FACES
@@ -37,11 +39,13 @@ class Part(NamedTuple):
 
     Attributes:
         name: of its files.
+        place: what it writes to, which one process at a time may do: a run's name, or its own.
         settings: JSON data of all that the result depends on.
         measure: does the work, and returns the result as JSON data and the first images, uint8 (H, W, 3) each.
     """
 
     name: str
+    place: str
     settings: dict[str, Any]
     measure: Callable[[], tuple[dict[str, Any], list[np.ndarray]]]
 
@@ -77,13 +81,16 @@ class Parts:
         self.study = config.study
         self.precision = precision
         self.results = config.folder / "results"
+        self.locks = self.results / "locks"
         self.shape = (config.model.channels, *config.model.image_shape)
         self._reference = cache(self._collect_reference)
 
     def all(self) -> list[Part]:
         """In the order in which they are done: real faces, every run, the samplers."""
         runs = [run for model in self.config.models() for run in self.config.runs(model)]
-        return [self.real(), *map(self.run, runs), *(self.sampled(*pair) for pair in self.study.sampler_steps)]
+        reference = self.config.runs(self.config.reference())
+        samplers = [self.sampled(run, *pair) for pair in self.study.sampler_steps for run in reference]
+        return [self.real(), *map(self.run, runs), *samplers]
 
     def real(self) -> Part:
         """Real faces beside other real faces: as close as samples can come."""
@@ -98,15 +105,14 @@ class Parts:
             strip = next(iter(images.batches(positions[: self._columns], self._columns)))
             return {"figures": figures}, [pictures.pixels(image) for image in strip]
 
-        return Part("real", {**counts, "patch_dividers": dividers}, measure)
+        return Part("real", "real", {**counts, "patch_dividers": dividers}, measure)
 
     def run(self, run: Run) -> Part:
         """A run and the samples that all runs are compared by."""
         return self._part(run.name, run, self.study.sampler, self.study.steps, with_memory=True)
 
-    def sampled(self, sampler: str, steps: int) -> Part:
-        """The reference run and one of the samplers that are compared."""
-        run = self.config.reference()
+    def sampled(self, run: Run, sampler: str, steps: int) -> Part:
+        """A run of the reference model and one of the samplers that are compared."""
         return self._part(f"{run.name}-{sampler}-{steps}", run, sampler, steps, with_memory=False)
 
     def _part(self, name: str, run: Run, sampler: str, steps: int, with_memory: bool) -> Part:
@@ -126,7 +132,15 @@ class Parts:
             strip = [np.array(Image.open(folder / f"{seed:06d}.png")) for seed in range(self._columns)]
             return {**memory, "figures": metrics.as_json(figures)}, strip
 
-        return Part(name, {**sections, "sampler": sampler, "steps": steps, **counts}, measure)
+        return Part(name, run.name, {**sections, "sampler": sampler, "steps": steps, **counts}, measure)
+
+    @contextlib.contextmanager
+    def taken(self, part: Part) -> Iterator[bool]:
+        """Keep other processes from what a part writes to; False where one of them is at it."""
+        with contextlib.ExitStack() as stack:
+            with telling_unwritten(self.results):
+                taken = stack.enter_context(file_lock(self.locks / part.place, wait=False))
+            yield taken
 
     def kept(self, part: Part) -> dict[str, Any] | None:
         """The result of a part that is done; None where it is not, or was done with other settings."""

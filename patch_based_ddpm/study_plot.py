@@ -40,8 +40,7 @@ def _draw_distance(axes: Axes, report: dict[str, Any]) -> None:
     for marker, row in zip(MARKERS, [row for row in report["models"] if not _is_full(row)], strict=True):
         axes.plot([row["patch_divider"]], [_mean_distance(row)], marker, label=row["name"])
     for row in report["models"]:
-        distances = _distances(row)
-        axes.vlines(row["patch_divider"], min(distances), max(distances), color="black", alpha=0.4)
+        _draw_range(axes, row["patch_divider"], row)
     _draw_floor(axes, report)
     _label_dividers(axes, report)
     axes.set_ylabel("SWD x 10^3")
@@ -62,15 +61,23 @@ def _draw_memory(axes: Axes, report: dict[str, Any]) -> None:
 def _draw_samplers(axes: Axes, report: dict[str, Any]) -> None:
     rows = report["samplers"]["rows"]
     for sampler in dict.fromkeys(row["sampler"] for row in rows):
-        own = sorted((row["steps"], row["figures"][SWD]["samples"]) for row in rows if row["sampler"] == sampler)
-        axes.plot(*zip(*own), marker="o", label=sampler)
+        own = sorted((row for row in rows if row["sampler"] == sampler), key=lambda row: row["steps"])
+        axes.plot([row["steps"] for row in own], [*map(_mean_distance, own)], marker="o", label=sampler)
+    for row in rows:
+        _draw_range(axes, row["steps"], row)
     _draw_floor(axes, report)
     visited = sorted({row["steps"] for row in rows})
     axes.set_xscale("log")
     axes.set_xticks(visited, [str(steps) for steps in visited])
     axes.minorticks_off()
-    axes.set_xlabel(f"sampling steps of {report['samplers']['run']}")
+    axes.set_xlabel(f"sampling steps of {report['samplers']['model']}")
     axes.set_ylabel("SWD x 10^3")
+
+
+def _draw_range(axes: Axes, place: float, row: dict[str, Any]) -> None:
+    """What the runs of a row lie between."""
+    distances = _distances(row)
+    axes.vlines(place, min(distances), max(distances), color="black", alpha=0.4)
 
 
 def _draw_floor(axes: Axes, report: dict[str, Any]) -> None:
@@ -88,7 +95,7 @@ def _label_dividers(axes: Axes, report: dict[str, Any]) -> None:
 
 
 def _distances(row: dict[str, Any]) -> list[float]:
-    """Of a model's runs."""
+    """Of the runs of a model or of a sampler."""
     return [run["figures"][SWD]["samples"] for run in row["runs"]]
 
 

@@ -16,6 +16,7 @@ QUALITY = {  # column: name of the figure, decimals
     "disagreement": ("disagreement", 4),
     "MS-SSIM": ("MS-SSIM", 3),
 }
+TOLERANCE = 1.05  # times the yardstick's SWD that count as equal to it
 MEMORY = [(kind, part) for kind in ("training", "sampling") for part in ("activations", "total")]
 YES = {True: "yes", False: "no"}
 
@@ -42,11 +43,62 @@ def markdown(report: dict[str, Any]) -> str:
         "Real against real: as many other real faces, the floor that no model gets below but by chance; their seam "
         "ratios are those on the grids of all N.",
     ]
-    if report["samplers"]["rows"]:
-        lines += ["", f"Samplers, all with the model of {report['samplers']['run']}:", "", *_samplers(report)]
-    names = ["real faces", *(row["name"] for row in report["models"])]
-    lines += ["", "![Samples](grids.png)", "", f"Rows from the top: {'; '.join(names)}, seed {study['seeds'][0]}.", ""]
-    return "\n".join(lines)
+    lines += _picture("models.png", (row["name"] for row in report["models"]), study)
+    rows = report["samplers"]["rows"]
+    if rows:
+        lines += ["", f"Samplers, all with the models of {report['samplers']['model']}:", "", *_samplers(report)]
+        lines += _recommendation(report)
+        lines += _picture("samplers.png", (f"{row['sampler']}, {row['steps']} steps" for row in rows), study)
+    return "\n".join([*lines, ""])
+
+
+def _picture(name: str, rows: Iterable[str], study: dict[str, Any]) -> list[str]:
+    named = f"Rows from the top: {'; '.join(['real faces', *rows])}; seed {study['seeds'][0]}."
+    return ["", f"![Samples]({name})", "", named]
+
+
+def within(report: dict[str, Any]) -> dict[str, Any] | None:
+    """The sampler with the fewest steps, and so the fastest, that is nearly as close to real faces as the yardstick.
+
+    The yardstick is ddpm with the most steps that are compared. A run's SWD is divided by what the same run has with
+    the yardstick, and the mean over runs must be at most `TOLERANCE`.
+
+    Args:
+        report: the content of study.json.
+
+    Returns:
+        Its row; None where ddpm is not compared.
+    """
+    if _yardstick(report) is None:
+        return None
+    ratios = [(row, statistics.mean(_ratios(report, row))) for row in report["samplers"]["rows"]]
+    close = [(row["steps"], ratio, row) for row, ratio in ratios if ratio <= TOLERANCE]
+    return min(close, key=lambda one: one[:2])[2]
+
+
+def _yardstick(report: dict[str, Any]) -> dict[str, Any] | None:
+    slow = [row for row in report["samplers"]["rows"] if row["sampler"] == "ddpm"]
+    return max(slow, key=lambda row: row["steps"], default=None)
+
+
+def _ratios(report: dict[str, Any], row: dict[str, Any]) -> list[float]:
+    """A row's SWD over the yardstick's, run by run; nothing where there is no yardstick."""
+    yardstick = _yardstick(report)
+    if yardstick is None:
+        return []
+    pairs = zip(row["runs"], yardstick["runs"], strict=True)
+    return [run["figures"][SWD]["samples"] / other["figures"][SWD]["samples"] for run, other in pairs]
+
+
+def _recommendation(report: dict[str, Any]) -> list[str]:
+    fastest, yardstick = within(report), _yardstick(report)
+    if fastest is None:
+        return []
+    return [
+        "",
+        f"The fewest steps with an SWD of at most {TOLERANCE} times that of ddpm in {yardstick['steps']:,}: "
+        f"{fastest['sampler']} in {fastest['steps']:,}.",
+    ]
 
 
 def _models(report: dict[str, Any]) -> Iterator[str]:
@@ -63,10 +115,14 @@ def _models(report: dict[str, Any]) -> Iterator[str]:
 
 def _samplers(report: dict[str, Any]) -> Iterator[str]:
     N = report["config"]["model"]["patch_divider"]
-    yield from _head("sampler", "steps", *QUALITY)
+    yardstick = _yardstick(report)
+    relative = [f"SWD over that of ddpm in {yardstick['steps']:,}"] if yardstick else []
+    yield from _head("sampler", "steps", *relative, *QUALITY)
     for row in report["samplers"]["rows"]:
-        yield _line(row["sampler"], str(row["steps"]), *_quality([(N, row["figures"])]))
-    yield _line("real against real", "", *_quality([(N, report["real"]["figures"][str(N)])]))
+        ratios = [_cell(_ratios(report, row), 2)] if yardstick else []
+        yield _line(row["sampler"], str(row["steps"]), *ratios, *_quality([(N, run["figures"]) for run in row["runs"]]))
+    blanks = [""] * (1 + len(relative))
+    yield _line("real against real", *blanks, *_quality([(N, report["real"]["figures"][str(N)])]))
 
 
 def _quality(measured: Sequence[tuple[int, dict[str, Any]]]) -> Iterator[str]:

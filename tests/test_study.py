@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import json
 import re
@@ -17,7 +18,7 @@ from patch_based_ddpm.live_memory import MIB
 from patch_based_ddpm.sample_folder import SampleFolder
 from patch_based_ddpm.study_config import StudyConfig
 from patch_based_ddpm.study_plot import save_plot
-from patch_based_ddpm.study_report import markdown
+from patch_based_ddpm.study_report import SWD, markdown, within
 from patch_based_ddpm.training_step import TrainingStep
 
 STEPS, SAMPLES, REAL = 2, 4, 6
@@ -121,16 +122,17 @@ def test_a_study_from_training_to_tables(finished):
     conditioning = [(row["position_conditioning"], row["global_content_conditioning"]) for row in report["models"]]
     assert conditioning == [(True, True), (True, True), (False, True), (True, False), (False, False)]
     assert [(row["sampler"], row["steps"]) for row in report["samplers"]["rows"]] == [("ddpm", 3), ("ddim", 2)]
-    assert report["samplers"]["run"] == "N2-seed0"
+    assert report["samplers"]["model"] == "N2"
     # the last of these is what the runs are compared by, too
-    assert report["samplers"]["rows"][1]["figures"] == report["models"][1]["runs"][0]["figures"]
-    assert report["samplers"]["rows"][0]["figures"] != report["models"][1]["runs"][0]["figures"]
+    ddpm, ddim = ([run["figures"] for run in row["runs"]] for row in report["samplers"]["rows"])
+    assert ddpm != ddim == [run["figures"] for run in report["models"][1]["runs"]]
     root = folder / "study"
     assert {path.name for path in root.iterdir() if path.is_file()} == {
         "study.json",
         "tables.md",
         "study.png",
-        "grids.png",
+        "models.png",
+        "samplers.png",
     }
     assert sorted(path.stem for path in (root / "results").glob("*.json")) == sorted(PARTS)
     for name in MODELS:
@@ -260,9 +262,11 @@ def test_the_tables_hold_what_the_json_holds(finished):
         assert table[-1]["SWD x 10^3"] == f"{floor['SWD x 10^3, mean']['samples']:.1f}"
         assert table[-1]["seam ratio"] == f"{floor['seam ratio, 2 x 2']['samples']:.3f}"
     for row, found in zip(report["samplers"]["rows"], samplers):
+        ((only,), name) = row["runs"], "seam ratio, 2 x 2, shifted grid"
         assert (found["sampler"], found["steps"]) == (row["sampler"], str(row["steps"]))
-        assert found["shifted grid"] == f"{row['figures']['seam ratio, 2 x 2, shifted grid']['samples']:.3f}"
-    assert "Rows from the top: real faces; N1; N2; N2-no-position; N2-no-content; N2-neither, seed 0." in text
+        assert found["shifted grid"] == f"{only['figures'][name]['samples']:.3f}"
+    assert "Rows from the top: real faces; N1; N2; N2-no-position; N2-no-content; N2-neither; seed 0." in text
+    assert "Rows from the top: real faces; ddpm, 3 steps; ddim, 2 steps; seed 0." in text
 
 
 def test_several_seeds_are_a_mean_and_a_range(finished, tmp_path):
@@ -281,13 +285,91 @@ def test_several_seeds_are_a_mean_and_a_range(finished, tmp_path):
     assert "Over 2 seed(s) of training, mean (least-most)." in text
     report["samplers"]["rows"] = []
     assert len(cells(markdown(report))) == 1
+    assert "samplers.png" not in markdown(report)
     save_plot(report, tmp_path / "plot.png")
     assert (np.array(Image.open(tmp_path / "plot.png")) < 128).any()
 
 
+def compared(distances):
+    """A report in which samplers have these SWD, run by run."""
+    rows = [
+        {"sampler": sampler, "steps": steps, "runs": [{"figures": {SWD: {"samples": value}}} for value in values]}
+        for (sampler, steps), values in distances.items()
+    ]
+    return {"samplers": {"model": "N2", "rows": rows}}
+
+
+@pytest.mark.parametrize(
+    ("distances", "named"),
+    [
+        # a step is an evaluation of the network, whichever the sampler
+        ({("ddpm", 1000): [40], ("ddim", 50): [41], ("dpm-solver++", 20): [42]}, ("dpm-solver++", 20)),
+        ({("ddpm", 1000): [40], ("ddim", 50): [41], ("dpm-solver++", 20): [42.1]}, ("ddim", 50)),
+        ({("ddpm", 1000): [40], ("ddim", 50): [42.1], ("dpm-solver++", 20): [99]}, ("ddpm", 1000)),
+        # of as many steps, the closer one
+        ({("ddpm", 1000): [40], ("ddim", 20): [41], ("dpm-solver++", 20): [40.5]}, ("dpm-solver++", 20)),
+        # a run is compared with itself: 1.1 and 0.9, and 1.2 and 0.95
+        ({("ddpm", 9): [10, 100], ("ddim", 5): [11, 90], ("ddim", 4): [12, 95]}, ("ddim", 5)),
+        # the yardstick has the most steps of ddpm's
+        ({("ddpm", 250): [80], ("ddpm", 1000): [40], ("ddim", 50): [80]}, ("ddpm", 1000)),
+    ],
+)
+def test_the_fastest_sampler_that_is_as_good(distances, named):
+    row = within(compared(distances))
+    assert (row["sampler"], row["steps"]) == named
+
+
+def test_without_ddpm_no_sampler_is_named(finished):
+    assert within(compared({("ddim", 5): [11]})) is None
+    report = copy.deepcopy(finished[1])
+    del report["samplers"]["rows"][0]
+    text = markdown(report)
+    assert "fewest steps" not in text
+    assert "over that of ddpm" not in text
+
+
+def test_samplers_are_compared_over_all_seeds(finished):
+    report = copy.deepcopy(finished[1])
+    for row, distances in zip(report["samplers"]["rows"], ([10.0, 20.0], [10.2, 20.8])):
+        row["runs"] = [{**row["runs"][0], "figures": {SWD: {"samples": distance}}} for distance in distances]
+    text = markdown(report)
+    ddpm, ddim, _ = cells(text)[1]
+    assert ddim["SWD x 10^3"] == "15.5 (10.2-20.8)"
+    assert ddim["SWD over that of ddpm in 3"] == "1.03 (1.02-1.04)"
+    assert ddpm["SWD over that of ddpm in 3"] == "1.00"
+    assert "The fewest steps with an SWD of at most 1.05 times that of ddpm in 3: ddim in 2." in text
+
+
+@pytest.mark.slow
+def test_processes_share_the_work(finished, tmp_path, work, monkeypatch):
+    """While another one is at a run, its other parts are done; then what it has left is taken up."""
+    path = write_study(tmp_path)
+    parts = study.Parts(StudyConfig.load(path), "no")
+    other = contextlib.ExitStack()
+    taken = next(part for part in parts.all() if part.name == "N2-seed0")
+    assert other.enter_context(parts.taken(taken))
+    with parts.taken(taken._replace(name="another")) as mine:
+        assert not mine
+    left = []
+
+    def look(seconds):
+        left.append(sorted(path.stem for path in parts.results.glob("*.json")))
+        if len(left) == 2:
+            other.close()
+
+    monkeypatch.setattr(study.time, "sleep", look)
+    report = run(path)
+    assert left == [sorted(name for name in PARTS if not name.startswith("N2-seed0"))] * 2
+    _, whole = finished
+    report["config"]["trainer"]["log_dir"] = whole["config"]["trainer"]["log_dir"]
+    assert report == whole
+
+
 def test_the_grid_shows_the_first_samples_of_every_run(finished):
     folder, _ = finished
-    grid = np.array(Image.open(folder / "study" / "grids.png"))
+    grid = np.array(Image.open(folder / "study" / "models.png"))
+    assert (grid == pictures.enlarge(grid[::3, ::3], 3)).all()
+    grid = grid[::3, ::3]
     gap = pictures.GAP
     assert grid.shape == (6 * (16 + gap) + gap, SAMPLES * 16 + 2 * gap, 3)
     for row, name in enumerate(MODELS, 1):
@@ -298,6 +380,14 @@ def test_the_grid_shows_the_first_samples_of_every_run(finished):
             assert (grid[top : top + 16, left : left + 16] == sample).all()
     first = pictures.pixels(images(crowd(REAL + 1, seed=image_sets.FACES_SEED)[REAL:], 16, 16)[0])
     assert (grid[gap : 16 + gap, gap : 16 + gap] == first).all()
+
+    samplers = np.array(Image.open(folder / "study" / "samplers.png"))[::3, ::3]
+    assert samplers.shape == (3 * (16 + gap) + gap, SAMPLES * 16 + 2 * gap, 3)
+    assert (samplers[: 16 + gap] == grid[: 16 + gap]).all()
+    for row, name in enumerate(("ddpm-3", "ddim-2"), 1):
+        sample = np.array(Image.open(folder / "study" / "N2-seed0" / "samples" / name / "000000.png"))
+        top = row * (16 + gap) + gap
+        assert (samplers[top : top + 16, gap : gap + 16] == sample).all()
 
 
 def test_large_enough_faces_are_read(tmp_path, monkeypatch):
