@@ -86,8 +86,9 @@ class Parts:
         self._reference = cache(self._collect_reference)
 
     def all(self) -> list[Part]:
-        """In the order in which they are done: real faces, every run, the samplers."""
-        runs = [run for model in self.config.models() for run in self.config.runs(model)]
+        """In the order in which they are done: real faces, every model, seed after seed, the samplers."""
+        by_seed = zip(*map(self.config.runs, self.config.models()), strict=True)
+        runs = [run for runs in by_seed for run in runs]
         reference = self.config.runs(self.config.reference())
         samplers = [self.sampled(run, *pair) for pair in self.study.sampler_steps for run in reference]
         return [self.real(), *map(self.run, runs), *samplers]

@@ -173,7 +173,7 @@ def playground(tmp_path_factory):
         content = json.loads(path.read_text())
         content["trainer"] |= {"train_batch_size": 2, "train_num_steps": 2, "num_workers": 0, "preview_count": 0}
         content["model"] |= {"dim": 8, "dim_mults": [1], "patch_divider": 2, "image_size": 32}
-        content["study"] |= {"patch_dividers": [1, 2], "samples": 2, "real_images": 2, "steps": 2}
+        content["study"] |= {"patch_dividers": [1, 2], "seeds": [0], "samples": 2, "real_images": 2, "steps": 2}
         content["study"] |= {"ddpm_steps": [2], "ddim_steps": [2], "dpm_solver_pp_steps": [2]}
         (folder / "configs" / "study" / path.name).write_text(json.dumps(content))
     celeba = folder / "data" / "celeba" / "img_align_celeba"
@@ -213,7 +213,7 @@ def test_readme_commands_run_word_for_word(playground, published_state):
     assert {path.name for path in (playground / "benchmark").iterdir()} == {"benchmark.json", "benchmark.png"}
     figures = json.loads((playground / "logs" / "evaluation.json").read_text())["figures"]
     study = {path.name for path in (playground / "logs" / "study" / "faces32").iterdir() if path.is_file()}
-    assert study == {"study.json", "tables.md", "study.png", "grids.png"}
+    assert study == {"study.json", "tables.md", "study.png", "models.png", "samplers.png"}
     assert {"seam ratio, 4 x 4", "SWD x 10^3, 32 px", "MS-SSIM"} <= set(figures)
     assert len(list((playground / "logs" / "evaluation").glob("statistics-*.npz"))) == 2
     assert (playground / "logs" / "lsun_bedroom128" / "lmdb_keys-bedroom_train_lmdb.npz").exists()
