@@ -85,6 +85,7 @@ class ModelConfig:
     learned_variance: bool = field(False, "accepted at false")
     patch_divider: int = field(4, "N: the image is cut into N x N patches; 1 is the ordinary DDPM", least=1)
     image_size: int | tuple[int, int] = field(128, "side in pixels, or `[height, width]`", least=1, most=MAX_IMAGE_SIZE)
+    halo: int = field(0, "pixels around its patch that the network sees too, so that borders fit; 0: none", least=0)
     position_conditioning: bool = field(True, "tell the network where a patch lies; false is an ablation")
     global_content_conditioning: bool = field(True, "show it the pooled whole image; false is an ablation")
 
@@ -139,6 +140,12 @@ class ModelConfig:
                 f"model.patch_divider is {self.patch_divider}; it must divide image_size {json.dumps(self.image_size)} "
                 f"into patches whose sides are multiples of {halvings} ({len(self.dim_mults)} levels): "
                 f"{', '.join(map(str, fits))} would do."
+            )
+        if self.halo and self.patch_divider == 1:
+            raise InputError(f"model.halo is {self.halo}; it must be 0 where patch_divider is 1: nothing lies around.")
+        if 2 * self.halo % halvings:
+            raise InputError(
+                f"model.halo is {self.halo}; it must be a multiple of {halvings // 2} ({len(self.dim_mults)} levels)."
             )
 
 

@@ -4,7 +4,7 @@ Patches of a step meet only in the noisy image, so any number of them may share 
 `patch_batch_size` gives the same prediction and the same gradient.
 
 Symbols: `x_0` image, `x_t` noisy image, `eps` noise, `t` timestep in [0, T).
-Shapes: `b` images, `n` patches in the pass, `c` channels, `H W` image, `h w` patch, `N` patches a side.
+Shapes: `b` images, `n` patches in the pass, `c` channels, `H W` image, `h w` patch, `N` patches a side, `k` halo.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from patch_based_ddpm import schedule
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.passes import Passes
-from patch_based_ddpm.patches import PatchBatch, global_content, patch_batch, put, take
+from patch_based_ddpm.patches import PatchBatch, crop, global_content, margin, patch_batch, put, take
 from patch_based_ddpm.unet import UNet
 
 LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss, "huber": F.huber_loss}
@@ -54,6 +54,7 @@ class GaussianDiffusion(nn.Module):
         self.unet = unet
         self.config = config
         self.patch_divider = config.model.patch_divider
+        self.halo = config.model.halo
         self.timesteps = config.diffusion.timesteps
         self.passes = Passes()
         alpha_bar = self.exact_alpha_bar
@@ -99,14 +100,16 @@ class GaussianDiffusion(nn.Module):
         Raises:
             InputError: `patch_batch_size` is less than 1.
         """
-        content = global_content(x_t, self.patch_divider)  # (b, c, h, w)
+        content = global_content(x_t, self.patch_divider, self.halo)  # (b, c, h + 2k, w + 2k)
+        surrounded = margin(x_t, self.halo)  # (b, c, H + 2k, W + 2k)
         prediction = torch.empty_like(x_t, dtype=torch.float32)  # (b, c, H, W)
         start = 0
         while start < (total := self._patches_of(x_t)):
             size = self.passes.size(total, patch_batch_size)
             rows = self.passes.rows(start, size, total, x_t.device)
             try:
-                patches = self._denoise(patch_batch(x_t, content, t, self.patch_divider, rows))  # (n, c, h, w)
+                inputs = (surrounded, content, t, self.patch_divider, rows, self.halo)
+                patches = self._denoise(patch_batch(*inputs))  # (n, c, h, w)
             except torch.OutOfMemoryError:
                 patches = None
             if patches is None:  # and the error, which holds on to tensors, is gone
@@ -122,7 +125,8 @@ class GaussianDiffusion(nn.Module):
     def _denoise(self, batch: PatchBatch) -> Tensor:
         # The network may hold half-precision weights; everything outside it stays float32.
         dtype = next(self.unet.parameters()).dtype
-        return self.unet(batch.patches.to(dtype), batch.content.to(dtype), batch.position, batch.t).float()
+        answer = self.unet(batch.windows.to(dtype), batch.content.to(dtype), batch.position, batch.t)
+        return crop(answer, self.halo).float()
 
     def q_sample(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Diffuse images: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps.
@@ -208,13 +212,14 @@ class GaussianDiffusion(nn.Module):
             Batches that together hold each of the N*N*b patches once.
         """
         x_t, target = self.q_sample(x_0, t, noise), self.target(x_0, t, noise)  # (b, c, H, W)
-        content = global_content(x_t, self.patch_divider)  # (b, c, h, w)
+        content = global_content(x_t, self.patch_divider, self.halo)  # (b, c, h + 2k, w + 2k)
+        x_t = margin(x_t, self.halo)  # (b, c, H + 2k, W + 2k)
         total = self._patches_of(x_0)
         size = self.passes.size(total, patch_batch_size)
         for start in range(0, total, size):
             rows = self.passes.rows(start, size, total, x_0.device)
             yield TrainingBatch(
-                inputs=patch_batch(x_t, content, t, self.patch_divider, rows),
+                inputs=patch_batch(x_t, content, t, self.patch_divider, rows, self.halo),
                 target=take(target, self.patch_divider, rows[: total - start]),
             )
 

@@ -2,8 +2,9 @@
 
 Pure functions of tensors; the network never sees a whole image, only what these return.
 
-Shapes: `b` images, `n` patches in the pass, `c` channels, `H W` image, `h w` patch, `N` patches a side.
-Patches are patch-major: row `s * b + k` of a batch of patches is patch `s` (row-major in the picture) of image `k`.
+Shapes: `b` images, `n` patches in the pass, `c` channels, `H W` image, `h w` patch, `N` patches a side, `k` halo.
+A window is a patch with `k` pixels of the image on every side, (h + 2k) x (w + 2k); where `k` is 0 it is the patch.
+Patches are patch-major: row `s * b + i` of a batch of patches is patch `s` (row-major in the picture) of image `i`.
 """
 
 from typing import NamedTuple
@@ -39,18 +40,34 @@ def merge(patches: Tensor, patch_divider: int) -> Tensor:
     return rearrange(patches, "(i j b) c h w -> b c (i h) (j w)", i=patch_divider, j=patch_divider)
 
 
-def take(images: Tensor, patch_divider: int, rows: Tensor) -> Tensor:
-    """Copy some patches out of images: `split(images, N)[rows]`, without cutting up the rest.
+def margin(images: Tensor, halo: int) -> Tensor:
+    """Surround images with zeros, so that the windows at their edges are whole.
 
     Args:
-        images: (b, c, H, W); N divides H and W.
-        patch_divider: N.
-        rows: (n,) int64, numbers of patches in patch-major order, in [0, N*N*b).
+        images: (b, c, H, W).
+        halo: k.
 
     Returns:
-        (n, c, h, w).
+        (b, c, H + 2k, W + 2k); the images themselves where k is 0.
     """
-    return _by_patch(images, patch_divider)[_places(rows, len(images), patch_divider)]
+    return F.pad(images, (halo, halo, halo, halo)) if halo else images
+
+
+def take(images: Tensor, patch_divider: int, rows: Tensor, halo: int = 0) -> Tensor:
+    """Copy some windows out of images: where k is 0, `split(images, N)[rows]`, without cutting up the rest.
+
+    Args:
+        images: (b, c, H + 2k, W + 2k), as `margin` returns them; N divides H and W.
+        patch_divider: N.
+        rows: (n,) int64, numbers of patches in patch-major order, in [0, N*N*b).
+        halo: k.
+
+    Returns:
+        (n, c, h + 2k, w + 2k).
+    """
+    height, width = ((side - 2 * halo) // patch_divider for side in images.shape[2:])
+    windows = images.unfold(2, height + 2 * halo, height).unfold(3, width + 2 * halo, width)  # a view
+    return rearrange(windows, "b c i j h w -> i j b c h w")[_places(rows, len(images), patch_divider)]
 
 
 def put(images: Tensor, patch_divider: int, rows: Tensor, patches: Tensor) -> None:
@@ -62,11 +79,13 @@ def put(images: Tensor, patch_divider: int, rows: Tensor, patches: Tensor) -> No
         rows: (n,) int64, as in `take`.
         patches: (n, c, h, w).
     """
-    _by_patch(images, patch_divider)[_places(rows, len(images), patch_divider)] = patches
+    by_patch = rearrange(images, "b c (i h) (j w) -> i j b c h w", i=patch_divider, j=patch_divider)
+    by_patch[_places(rows, len(images), patch_divider)] = patches
 
 
-def _by_patch(images: Tensor, patch_divider: int) -> Tensor:
-    return rearrange(images, "b c (i h) (j w) -> i j b c h w", i=patch_divider, j=patch_divider)
+def crop(windows: Tensor, halo: int) -> Tensor:
+    """Cut the halo off windows (n, c, h + 2k, w + 2k); returns a view, (n, c, h, w)."""
+    return windows[..., halo : windows.shape[-2] - halo, halo : windows.shape[-1] - halo]
 
 
 def _places(rows: Tensor, images: int, patch_divider: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,16 +106,19 @@ def one_hot_positions(indices: Tensor, patch_divider: int) -> Tensor:
     return F.one_hot(indices, patch_divider**2).float()
 
 
-def global_content(images: Tensor, patch_divider: int) -> Tensor:
-    """Global Content Conditioning: the image average-pooled to the size of a patch.
+def global_content(images: Tensor, patch_divider: int, halo: int = 0) -> Tensor:
+    """Global Content Conditioning: the image average-pooled to the size of a window.
 
     Args:
-        images: (b, c, H, W).
-        patch_divider: N; each value is the mean of an N x N block.
+        images: (b, c, H, W), without a margin.
+        patch_divider: N; where k is 0 each value is the mean of an N x N block.
+        halo: k; where it is more than 0, blocks overlap by a pixel or differ in size by one.
 
     Returns:
-        (b, c, h, w), the same for every patch of the image.
+        (b, c, h + 2k, w + 2k), the same for every patch of the image.
     """
+    if halo:
+        return F.adaptive_avg_pool2d(images, tuple(side // patch_divider + 2 * halo for side in images.shape[2:]))
     return reduce(images, "b c (h u) (w v) -> b c h w", "mean", u=patch_divider, v=patch_divider)
 
 
@@ -104,31 +126,32 @@ class PatchBatch(NamedTuple):
     """The network's inputs for `n` patches that are denoised in one forward pass.
 
     Attributes:
-        patches: (n, c, h, w) noisy patches.
-        content: (n, c, h, w) global content of the image that each patch belongs to.
+        windows: (n, c, h + 2k, w + 2k) noisy patches with their halo.
+        content: (n, c, h + 2k, w + 2k) global content of the image that each patch belongs to.
         position: (n, N*N) one-hot.
         t: (n,) int64 timestep of the image that each patch belongs to.
     """
 
-    patches: Tensor
+    windows: Tensor
     content: Tensor
     position: Tensor
     t: Tensor
 
 
-def patch_batch(x_t: Tensor, content: Tensor, t: Tensor, patch_divider: int, rows: Tensor) -> PatchBatch:
+def patch_batch(x_t: Tensor, content: Tensor, t: Tensor, patch_divider: int, rows: Tensor, halo: int = 0) -> PatchBatch:
     """Gather the network's inputs for some patches of noisy images.
 
     Args:
-        x_t: (b, c, H, W) noisy images.
-        content: (b, c, h, w) their global content.
+        x_t: (b, c, H + 2k, W + 2k) noisy images with their `margin`.
+        content: (b, c, h + 2k, w + 2k) their global content.
         t: (b,) int64 timesteps.
         patch_divider: N.
         rows: (n,) int64, numbers of patches in patch-major order, in [0, N*N*b).
+        halo: k.
     """
     of_image = rows % len(x_t)
     return PatchBatch(
-        patches=take(x_t, patch_divider, rows),
+        windows=take(x_t, patch_divider, rows, halo),
         content=content[of_image],
         position=one_hot_positions(rows // len(x_t), patch_divider),
         t=t[of_image],

@@ -298,6 +298,9 @@ def test_a_section_is_an_object(section):
             {"patch_divider": 4, "image_size": [48, 72], "dim_mults": [1, 2, 4]},
             ["model.patch_divider is 4", "image_size [48, 72]", "multiples of 4 (3 levels): 1, 2, 3, 6 would do."],
         ),
+        ("model", {"halo": 2}, ["model.halo is 2", "4 levels", "a multiple of 4"]),
+        ("model", {"halo": -4}, ["model.halo is -4", "at least 0"]),
+        ("model", {"halo": 4, "patch_divider": 1}, ["model.halo is 4", "0 where patch_divider is 1"]),
         ("model", {"image_size": 100}, ["model.image_size is 100", "4 levels", "multiple of 8"]),
         ("model", {"image_size": [64, 100]}, ["model.image_size is [64, 100]", "4 levels", "multiple of 8"]),
         (

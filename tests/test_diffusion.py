@@ -146,9 +146,10 @@ def test_clipping_does_not_hide_what_is_not_finite(make_config, objective, value
     assert got.isnan().nonzero().tolist() == [[1, 2, 3, 4]]
 
 
+@pytest.mark.parametrize("halo", [0, 1])
 @pytest.mark.parametrize("size", [1, 5, 7, 12, 50])
-def test_any_number_of_patches_a_pass_gives_the_same_prediction(make_diffusion, size):
-    diffusion, x_t, t = make_diffusion(), torch.randn(3, 3, 8, 8), torch.tensor([0, 9, 4])
+def test_any_number_of_patches_a_pass_gives_the_same_prediction(make_diffusion, size, halo):
+    diffusion, x_t, t = make_diffusion(model={"halo": halo}), torch.randn(3, 3, 8, 8), torch.tensor([0, 9, 4])
     torch.testing.assert_close(diffusion.predict(x_t, t, size), diffusion.predict(x_t, t), atol=1e-5, rtol=1e-5)
 
 
@@ -248,9 +249,11 @@ def test_the_prediction_can_be_differentiated(make_diffusion):
 
 
 @each_objective
+@pytest.mark.parametrize("halo", [0, 2])
 @pytest.mark.parametrize("size", [1, 5, None])
-def test_gradients_of_parts_add_up_to_the_gradient_of_the_whole(make_diffusion, objective, size):
-    diffusion = make_diffusion(model={"dim_mults": [1, 2, 4], "image_size": 16}, diffusion={"objective": objective})
+def test_gradients_of_parts_add_up_to_the_gradient_of_the_whole(make_diffusion, objective, size, halo):
+    model = {"dim_mults": [1, 2, 4], "image_size": 16, "halo": halo}
+    diffusion = make_diffusion(model=model, diffusion={"objective": objective})
     x_0, noise, t = images(H=16, W=16), torch.randn(3, 3, 16, 16), torch.tensor([0, 9, 4])
     whole = diffusion.loss(x_0, t, noise)
     wanted = torch.autograd.grad(whole, list(diffusion.parameters()))
@@ -303,7 +306,7 @@ def test_training_batches_hold_what_they_should(make_diffusion):
     x_t = diffusion.q_sample(x_0, t, noise)
     parts = list(diffusion.training_batches(x_0, t, noise, 5))
     assert torch.equal(torch.cat([part.target for part in parts]), split(noise, 2))
-    assert torch.equal(torch.cat([part.inputs.patches for part in parts]), split(x_t, 2))
+    assert torch.equal(torch.cat([part.inputs.windows for part in parts]), split(x_t, 2))
     # conditioned on the noisy image, not on the clean one
     assert torch.equal(torch.cat([part.inputs.content for part in parts])[:3], global_content(x_t, 2))
 
@@ -381,6 +384,42 @@ def test_oblong_images_patch_by_patch(make_diffusion):
         wanted = diffusion.unet(x_t[area], content, torch.eye(16)[[number, number]], t)
         torch.testing.assert_close(got[area], wanted, atol=1e-5, rtol=1e-5)
     assert diffusion.image_shape == (3, 8, 24)
+
+
+def test_windows_patch_by_patch(make_diffusion):
+    diffusion = make_diffusion(model={"image_size": [8, 24], "patch_divider": 4, "halo": 2})
+    x_t, t = torch.randn(2, 3, 8, 24), torch.tensor([3, 7])
+    got = diffusion.predict(x_t, t, 3)
+    assert got.shape == x_t.shape
+    content = nn.functional.adaptive_avg_pool2d(x_t, (6, 10))
+    surrounded = nn.functional.pad(x_t, (2, 2, 2, 2))
+    for number in range(16):
+        top, left = number // 4 * 2, number % 4 * 6
+        window = surrounded[..., top : top + 6, left : left + 10]
+        wanted = diffusion.unet(window, content, torch.eye(16)[[number, number]], t)[..., 2:-2, 2:-2]
+        torch.testing.assert_close(got[..., top : top + 2, left : left + 6], wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("halo", [1, 2])
+def test_a_halo_reaches_as_far_as_it_says(make_diffusion, halo):
+    """Without global content a patch learns of a neighbour's pixels through the halo alone."""
+    diffusion, t = make_diffusion(model={"halo": halo, "global_content_conditioning": False}), torch.tensor([5])
+    x_t = torch.randn(1, 3, 8, 8)
+    before = diffusion.predict(x_t, t)
+    for distance in range(3):  # of a changed pixel in patch 0 from the border to patch 1
+        changed = x_t.clone()
+        changed[:, :, 0, 3 - distance] += 1
+        apart = split((before - diffusion.predict(changed, t)).abs(), 2).amax(dim=(1, 2, 3))  # (4,)
+        assert apart[0] > 1e-3
+        assert (apart[1] > 1e-4) == (distance < halo)
+        assert (apart[2:] == 0).all()
+
+
+def test_the_loss_of_a_halo_is_that_of_the_patches_alone(make_diffusion):
+    diffusion, t = make_diffusion(model={"halo": 1}, diffusion={"loss_type": "l1"}), torch.tensor([0, 9, 4])
+    x_0, noise = images(), torch.randn(3, 3, 8, 8)
+    predicted = diffusion.predict(diffusion.q_sample(x_0, t, noise), t)
+    assert diffusion.loss(x_0, t, noise).item() == pytest.approx((predicted - noise).abs().mean().item(), rel=1e-5)
 
 
 def test_checkpoints_hold_only_what_was_learnt(make_diffusion):

@@ -15,32 +15,36 @@ def paper(N, size=128, **trainer):
     return Config.from_dict({"trainer": trainer, "model": {"dim": 128, "patch_divider": N, "image_size": size}})
 
 
-def small(N, **trainer):
+def small(N, halo=0, **trainer):
     trainer = {"train_dataset_dir": "builtin:faces", "log_dir": "unused", "train_batch_size": 2, **trainer}
-    model = {"dim": 16, "dim_mults": [1, 2], "patch_divider": N, "image_size": 32}
+    model = {"dim": 16, "dim_mults": [1, 2], "patch_divider": N, "image_size": 32, "halo": halo}
     return Config.from_dict({"trainer": trainer, "model": model})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("N", "size"), [(1, None), (2, 1), (2, 3), (4, 5), (4, None)])
-def test_sampling_is_predicted(N, size, dtype):
-    diffusion = GaussianDiffusion.from_config(small(N)).requires_grad_(False)
+@pytest.mark.parametrize(
+    ("N", "size", "halo"), [(1, None, 0), (2, 1, 0), (2, 3, 0), (2, 3, 4), (4, 5, 0), (4, 1, 2), (4, None, 0)]
+)
+def test_sampling_is_predicted(N, size, halo, dtype):
+    diffusion = GaussianDiffusion.from_config(small(N, halo)).requires_grad_(False)
     diffusion.unet.to(dtype)
     options = {"sampler": "ddpm", "steps": None, "eta": 0.0, "patch_batch_size": size}
     with LiveMemory(diffusion) as memory, torch.inference_mode():
         samplers.draw(diffusion, [0, 1], progress=lambda steps: steps[:3], **options)
     measured = memory.peak()
-    predicted = planner.sampling_peak(small(N), batch_size=2, patch_batch_size=size, dtype=dtype)
+    predicted = planner.sampling_peak(small(N, halo), batch_size=2, patch_batch_size=size, dtype=dtype)
     for kind in (*KINDS, "total"):
         assert getattr(predicted, kind) == pytest.approx(getattr(measured, kind), rel=0.05), kind
 
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-@pytest.mark.parametrize(("N", "size"), [(1, None), (2, 1), (2, 3), (4, 5), (4, None)])
-def test_training_is_predicted(N, size, precision, recompute):
+@pytest.mark.parametrize(
+    ("N", "size", "halo"), [(1, None, 0), (2, 1, 0), (2, 3, 0), (2, 3, 4), (4, 5, 0), (4, 1, 2), (4, None, 0)]
+)
+def test_training_is_predicted(N, size, halo, precision, recompute):
     """Against the step that training takes; its averaged weights are added by hand."""
-    config = small(N, patch_batch_size=size, recompute_activations=recompute)
+    config = small(N, halo, patch_batch_size=size, recompute_activations=recompute)
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True, mixed_precision=precision)
     unet = UNet.from_config(config.model)
@@ -90,6 +94,18 @@ def test_a_large_picture_on_a_small_card():
     peak = planner.sampling_peak(paper(16, 1024), batch_size=1, patch_batch_size=1, dtype=torch.bfloat16)
     assert peak.total < 340 * MIB
     assert peak.weights == pytest.approx(242 * MIB, rel=1e-2)
+
+
+@pytest.mark.slow
+def test_with_a_halo_memory_grows_as_the_window_and_falls_as_the_square_of_the_divider():
+    held = {}
+    for n, halo in ((2, 0), (2, 16), (4, 8)):  # a quarter of the patch on each side: windows of 1.5^2 times its pixels
+        config = paper(n).to_dict()
+        config["model"]["halo"] = halo
+        config = Config.from_dict(config)
+        held[n, halo] = planner.sampling_peak(config, batch_size=1, patch_batch_size=1).activations
+    assert held[2, 16] <= 1.15 * 1.5**2 * held[2, 0]
+    assert held[4, 8] <= 1.15 * held[2, 16] / 4
 
 
 def peak(total):
