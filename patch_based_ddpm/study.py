@@ -73,6 +73,7 @@ def _report(config: StudyConfig, parts: Parts, results: dict[str, dict[str, Any]
         {
             "name": model.name,
             "patch_divider": model.config.model.patch_divider,
+            "halo": model.config.model.halo,
             "position_conditioning": model.config.model.position_conditioning,
             "global_content_conditioning": model.config.model.global_content_conditioning,
             "runs": [_run(run, results[parts.run(run).name]) for run in config.runs(model)],

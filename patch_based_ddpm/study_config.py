@@ -1,7 +1,7 @@
 """The configuration of a study: that of a training run, and a section `study` that says what to compare.
 
 Every model is trained on the same images with the same settings; of `trainer` and `model` only the folder, the seed, N
-and the conditioning change from one to the next.
+the halo and the conditioning change from one to the next.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class StudySection:
     """What is compared, and on how many images."""
 
     patch_dividers: tuple[int, ...] = required("N of the models; `model.patch_divider` of the ablations", least=1)
+    halos: tuple[int, ...] = field((), "`model.halo` of further models, at `model.patch_divider`", least=1)
     seeds: tuple[int, ...] = required("every model is trained once with each, as `trainer.seed`", least=0, below=2**63)
     samples: int = required("images drawn of each model", least=2, most=MOST_SAMPLES)
     real_images: int = required("images that samples are compared with; no run trains on them", least=2)
@@ -54,7 +55,7 @@ class Model:
     """One line of the comparison of models, trained once for each seed.
 
     Attributes:
-        name: such as N4 or N4-no-position.
+        name: such as N4, N4-halo2 or N4-no-position.
         config: of its runs, but for folder and seed.
     """
 
@@ -102,7 +103,7 @@ class StudyConfig:
         if N == 1 or N not in study.patch_dividers:
             raise InputError(
                 f"model.patch_divider is {N}; it must be more than 1 and one of study.patch_dividers, "
-                f"{list(study.patch_dividers)}, because the models without conditioning are compared with that one."
+                f"{list(study.patch_dividers)}, because those with a halo or without conditioning are compared with it."
             )
         for steps in (study.steps, *(steps for _, steps in study.sampler_steps)):
             timesteps.check(self.diffusion.timesteps, steps)
@@ -131,27 +132,29 @@ class StudyConfig:
         return Path(self.trainer.log_dir)
 
     def models(self) -> list[Model]:
-        """The models in the order of the table: N with all conditioning, then the ablations."""
+        """The models in the order of the table: N with all conditioning, then those with a halo, then the ablations."""
         N = self.model.patch_divider
-        full = [self._full(N) for N in self.study.patch_dividers]
-        return full + [Model(f"N{N}-{name}", self._config(N, *given)) for name, given in ABLATIONS.items()]
+        plain = [self._model(f"N{N}", N) for N in self.study.patch_dividers]
+        halos = [self._model(f"N{N}-halo{halo}", N, halo=halo) for halo in self.study.halos]
+        return plain + halos + [self._model(f"N{N}-{name}", N, *given) for name, given in ABLATIONS.items()]
 
     def runs(self, model: Model) -> list[Run]:
         """A model's runs, one for each seed."""
         return [self._run(model, seed) for seed in self.study.seeds]
 
     def reference(self) -> Model:
-        """The model that samplers are compared with: N of the ablations, all conditioning."""
-        return self._full(self.model.patch_divider)
+        """The model that samplers are compared with: N of the ablations, all conditioning, no halo."""
+        return self._model(f"N{self.model.patch_divider}", self.model.patch_divider)
 
-    def _full(self, N: int) -> Model:
-        return Model(f"N{N}", self._config(N, True, True))
-
-    def _config(self, N: int, position: bool, content: bool) -> Config:
+    def _model(self, name: str, N: int, position: bool = True, content: bool = True, halo: int = 0) -> Model:
         model = dataclasses.replace(
-            self.model, patch_divider=N, position_conditioning=position, global_content_conditioning=content
+            self.model,
+            patch_divider=N,
+            halo=halo,
+            position_conditioning=position,
+            global_content_conditioning=content,
         )
-        return Config(trainer=self.trainer, model=model, diffusion=self.diffusion)
+        return Model(name, Config(trainer=self.trainer, model=model, diffusion=self.diffusion))
 
     def _run(self, model: Model, seed: int) -> Run:
         name = f"{model.name}-seed{seed}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INCHES = (5.0, 5.0)  # of each panel
-MARKERS = ("x", "s", "^")  # of the ablations
+MARKERS = ("x", "s", "^", "D", "v", "P", "*")  # of models with a halo and of ablations, again and again
 
 
 def save_plot(report: dict[str, Any], path: Path) -> None:
@@ -35,9 +36,10 @@ def save_plot(report: dict[str, Any], path: Path) -> None:
 
 
 def _draw_distance(axes: Axes, report: dict[str, Any]) -> None:
-    full = [row for row in _by_divider(report) if _is_full(row)]
-    axes.plot([row["patch_divider"] for row in full], [*map(_mean_distance, full)], "ko-", label="all conditioning")
-    for marker, row in zip(MARKERS, [row for row in report["models"] if not _is_full(row)], strict=True):
+    plain = [row for row in _by_divider(report) if _is_plain(row)]
+    axes.plot([row["patch_divider"] for row in plain], [*map(_mean_distance, plain)], "ko-", label="as in the paper")
+    others = [row for row in report["models"] if not _is_plain(row)]
+    for marker, row in zip(itertools.cycle(MARKERS), others):
         axes.plot([row["patch_divider"]], [_mean_distance(row)], marker, label=row["name"])
     for row in report["models"]:
         _draw_range(axes, row["patch_divider"], row)
@@ -47,7 +49,7 @@ def _draw_distance(axes: Axes, report: dict[str, Any]) -> None:
 
 
 def _draw_memory(axes: Axes, report: dict[str, Any]) -> None:
-    rows = [row for row in _by_divider(report) if _is_full(row)]
+    rows = [row for row in _by_divider(report) if _is_plain(row)]
     for kind, colour in (("sampling", "tab:blue"), ("training", "tab:red")):
         for part, marker, style in (("activations", "o", "-"), ("total", "s", "--")):
             heights = [row["runs"][0]["memory"][kind][part] / MIB for row in rows]
@@ -107,5 +109,5 @@ def _by_divider(report: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(report["models"], key=lambda row: row["patch_divider"])
 
 
-def _is_full(row: dict[str, Any]) -> bool:
-    return row["position_conditioning"] and row["global_content_conditioning"]
+def _is_plain(row: dict[str, Any]) -> bool:
+    return row["halo"] == 0 and row["position_conditioning"] and row["global_content_conditioning"]

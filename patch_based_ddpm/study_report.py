@@ -103,14 +103,14 @@ def _recommendation(report: dict[str, Any]) -> list[str]:
 
 def _models(report: dict[str, Any]) -> Iterator[str]:
     memory = [f"{kind} {'activations' if part == 'activations' else 'in all'}" for kind, part in MEMORY]
-    yield from _head("model", "N", "position", "global content", *memory, *QUALITY)
+    yield from _head("model", "N", "halo", "position", "global content", *memory, *QUALITY)
     for row in report["models"]:
         runs, N = row["runs"], row["patch_divider"]
-        conditioning = (YES[row["position_conditioning"]], YES[row["global_content_conditioning"]])
+        told = (str(row["halo"]), YES[row["position_conditioning"]], YES[row["global_content_conditioning"]])
         held = [_cell([run["memory"][kind][part] / MIB for run in runs], 1) for kind, part in MEMORY]
-        yield _line(row["name"], str(N), *conditioning, *held, *_quality([(N, run["figures"]) for run in runs]))
+        yield _line(row["name"], str(N), *told, *held, *_quality([(N, run["figures"]) for run in runs]))
     real = [(int(N), figures) for N, figures in report["real"]["figures"].items()]
-    yield _line("real against real", *[""] * 3, *[""] * len(MEMORY), *_quality(real))
+    yield _line("real against real", *[""] * 4, *[""] * len(MEMORY), *_quality(real))
 
 
 def _samplers(report: dict[str, Any]) -> Iterator[str]:

@@ -173,8 +173,8 @@ def playground(tmp_path_factory):
         content = json.loads(path.read_text())
         content["trainer"] |= {"train_batch_size": 2, "train_num_steps": 2, "num_workers": 0, "preview_count": 0}
         content["model"] |= {"dim": 8, "dim_mults": [1], "patch_divider": 2, "image_size": 32}
-        content["study"] |= {"patch_dividers": [1, 2], "seeds": [0], "samples": 2, "real_images": 2, "steps": 2}
-        content["study"] |= {"ddpm_steps": [2], "ddim_steps": [2], "dpm_solver_pp_steps": [2]}
+        content["study"] |= {"patch_dividers": [1, 2], "halos": [2], "seeds": [0], "samples": 2, "real_images": 2}
+        content["study"] |= {"steps": 2, "ddpm_steps": [2], "ddim_steps": [2], "dpm_solver_pp_steps": [2]}
         (folder / "configs" / "study" / path.name).write_text(json.dumps(content))
     celeba = folder / "data" / "celeba" / "img_align_celeba"
     celeba.mkdir(parents=True)

@@ -22,7 +22,7 @@ from patch_based_ddpm.study_report import SWD, markdown, within
 from patch_based_ddpm.training_step import TrainingStep
 
 STEPS, SAMPLES, REAL = 2, 4, 6
-MODELS = ("N1", "N2", "N2-no-position", "N2-no-content", "N2-neither")
+MODELS = ("N1", "N2", "N2-halo1", "N2-no-position", "N2-no-content", "N2-neither")
 PARTS = ["real", *(f"{model}-seed0" for model in MODELS), "N2-seed0-ddpm-3", "N2-seed0-ddim-2"]
 
 
@@ -43,6 +43,7 @@ def write_study(folder, **sections):
         "diffusion": {"timesteps": 10},
         "study": {
             "patch_dividers": [1, 2],
+            "halos": [1],
             "seeds": [0],
             "samples": SAMPLES,
             "real_images": REAL,
@@ -78,7 +79,7 @@ def planned_once(plan):
     known = {}
 
     def planned(config, **options):
-        key = repr((config.model.patch_divider, options))
+        key = repr((config.model.patch_divider, config.model.halo, options))
         if key not in known:
             known[key] = plan(config, **options)
         return known[key]
@@ -120,7 +121,8 @@ def test_a_study_from_training_to_tables(finished):
     folder, report = finished
     assert [row["name"] for row in report["models"]] == list(MODELS)
     conditioning = [(row["position_conditioning"], row["global_content_conditioning"]) for row in report["models"]]
-    assert conditioning == [(True, True), (True, True), (False, True), (True, False), (False, False)]
+    assert conditioning == [(True, True)] * 3 + [(False, True), (True, False), (False, False)]
+    assert [row["halo"] for row in report["models"]] == [0, 0, 1, 0, 0, 0]
     assert [(row["sampler"], row["steps"]) for row in report["samplers"]["rows"]] == [("ddpm", 3), ("ddim", 2)]
     assert report["samplers"]["model"] == "N2"
     # the last of these is what the runs are compared by, too
@@ -139,11 +141,12 @@ def test_a_study_from_training_to_tables(finished):
         trained = json.loads((root / f"{name}-seed0" / "config.json").read_text())
         model = trained["model"]
         assert (trained["trainer"]["seed"], model["patch_divider"]) == (0, int(name[1]))
+        assert model["halo"] == (1 if name == "N2-halo1" else 0)
         given = (model["position_conditioning"], model["global_content_conditioning"])
         assert given == conditioning[MODELS.index(name)]
 
 
-@pytest.mark.parametrize(("row", "N"), [(0, 1), (3, 2)])
+@pytest.mark.parametrize(("row", "N"), [(0, 1), (2, 2), (4, 2)])
 def test_a_run_is_judged_as_by_evaluate(finished, tmp_path, monkeypatch, row, N):
     folder, report = finished
     monkeypatch.chdir(tmp_path)
@@ -181,7 +184,7 @@ def test_the_floor_is_made_of_other_faces(finished, tmp_path, monkeypatch):
 def test_what_was_cut_off_goes_on_and_nothing_is_done_twice(finished, tmp_path, work, capsys):
     path = write_study(tmp_path)
     # In the first run's training, in the second run's samples, in its measurement, in the last sampler.
-    for cut in (("steps", 1), ("images", SAMPLES + 2), ("sets", 4), ("images", 5 * SAMPLES + 2)):
+    for cut in (("steps", 1), ("images", SAMPLES + 2), ("sets", 4), ("images", 6 * SAMPLES + 2)):
         work["cut"] = cut
         with pytest.raises(KeyboardInterrupt):
             run(path)
@@ -248,6 +251,7 @@ def test_the_tables_hold_what_the_json_holds(finished):
         figures, N = only["figures"], row["patch_divider"]
         assert found["SWD x 10^3"] == f"{figures['SWD x 10^3, mean']['samples']:.1f}"
         assert found["MS-SSIM"] == f"{figures['MS-SSIM']['samples']:.3f}"
+        assert found["halo"] == str(row["halo"])
         assert found["training activations"] == f"{only['memory']['training']['activations'] / MIB:.1f}"
         assert found["sampling in all"] == f"{only['memory']['sampling']['total'] / MIB:.1f}"
         seam = "" if N == 1 else f"{figures[f'seam ratio, {N} x {N}']['samples']:.3f}"
@@ -265,7 +269,7 @@ def test_the_tables_hold_what_the_json_holds(finished):
         ((only,), name) = row["runs"], "seam ratio, 2 x 2, shifted grid"
         assert (found["sampler"], found["steps"]) == (row["sampler"], str(row["steps"]))
         assert found["shifted grid"] == f"{only['figures'][name]['samples']:.3f}"
-    assert "Rows from the top: real faces; N1; N2; N2-no-position; N2-no-content; N2-neither; seed 0." in text
+    assert "Rows from the top: real faces; N1; N2; N2-halo1; N2-no-position; N2-no-content; N2-neither; seed 0." in text
     assert "Rows from the top: real faces; ddpm, 3 steps; ddim, 2 steps; seed 0." in text
 
 
@@ -371,7 +375,7 @@ def test_the_grid_shows_the_first_samples_of_every_run(finished):
     assert (grid == pictures.enlarge(grid[::3, ::3], 3)).all()
     grid = grid[::3, ::3]
     gap = pictures.GAP
-    assert grid.shape == (6 * (16 + gap) + gap, SAMPLES * 16 + 2 * gap, 3)
+    assert grid.shape == (7 * (16 + gap) + gap, SAMPLES * 16 + 2 * gap, 3)
     for row, name in enumerate(MODELS, 1):
         top = row * (16 + gap) + gap
         for seed in range(SAMPLES):
@@ -428,6 +432,7 @@ def test_a_study_is_one_process(tmp_path, monkeypatch):
         ({"study": {"patch_dividers": [1, 3]}}, "model.patch_divider is 2; it must be more than 1 and one of study"),
         ({"study": {"patch_dividers": [1, 2, 3]}}, "model.patch_divider is 3; it must divide image_size 16"),
         ({"model": {"patch_divider": 1}}, "model.patch_divider is 1; it must be more than 1"),
+        ({"study": {"halos": [1, 0]}}, r"study.halos is \[1, 0\]; it must be at least 1"),
         ({"study": {"seeds": [1, 2, 1]}}, r"study.seeds is \[1, 2, 1\]; it must name each value once"),
         ({"study": {"steps": 11}}, r"the number of sampling steps is 11; it must lie in \[1, 10\]"),
         ({"study": {"ddim_steps": [5, 12]}}, "the number of sampling steps is 12"),
