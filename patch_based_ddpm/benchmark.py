@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import os
 import platform
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
     device = torch.device(args.device)
     config = _config(args)
-    configs = {N: _with_divider(config, N) for N in (1, *args.patch_dividers)}
+    configs = {N: dataclasses.replace(config, model=config.model.divided(N)) for N in (1, *args.patch_dividers)}
     source = None if args.memory_only else _source(config)  # what is wrong with it is said before hours of measuring
     _make_folder(args.out_dir)
     torch.manual_seed(0)
@@ -148,11 +149,6 @@ def _config(args: argparse.Namespace) -> Config:
     model = {name: value for name, value in given.items() if value is not None}
     trainer = {"train_dataset_dir": BUILTIN_FACES, "log_dir": str(args.out_dir), "train_batch_size": args.batch_size}
     return Config.from_dict({"trainer": trainer, "model": {**model, "patch_divider": 1}})
-
-
-def _with_divider(config: Config, patch_divider: int) -> Config:
-    sections = config.to_dict()
-    return Config.from_dict({**sections, "model": {**sections["model"], "patch_divider": patch_divider}})
 
 
 def _make_folder(path: Path) -> None:

@@ -100,6 +100,14 @@ class ModelConfig:
         height, width = self.image_shape
         return height // self.patch_divider, width // self.patch_divider
 
+    def divided(self, patch_divider: int) -> ModelConfig:
+        """The same network for another N; a whole image has no halo.
+
+        Raises:
+            InputError: the image size does not allow it.
+        """
+        return dataclasses.replace(self, patch_divider=patch_divider, halo=0 if patch_divider == 1 else self.halo)
+
     def __post_init__(self) -> None:
         if self.out_dim not in (None, self.channels):
             raise InputError(

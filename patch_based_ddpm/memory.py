@@ -62,7 +62,7 @@ def _settings(config: Config, images: int, sizes: list[int | None]) -> Iterator[
     """The config at each N that its image size allows, its own N among them, with each patch batch."""
     for divider in sorted({*DIVIDERS, config.model.patch_divider}):
         try:
-            divided = dataclasses.replace(config, model=dataclasses.replace(config.model, patch_divider=divider))
+            divided = dataclasses.replace(config, model=config.model.divided(divider))
         except InputError:
             continue
         patches = divider**2 * images

@@ -37,6 +37,18 @@ def test_one_patch_and_all_where_the_config_is_silent_and_no_divider_that_does_n
     ]
 
 
+def test_a_halo_goes_with_every_divider_but_one(tmp_path, capsys):
+    path = write_config(tmp_path, model={"halo": 1})
+    memory.main(["--config", str(path), "--batch-size", "1", "--patch-batch-size", "1"])
+    _, rows = table(capsys)
+    assert [row[0] for row in rows] == ["1", "2", "4", "8"]
+    config = Config.load(path)  # N = 2
+    assert rows[1][6] == f"{planner.sampling_peak(config, batch_size=1, patch_batch_size=1).activations / MIB:,.1f}"
+    whole, halved = config.model.divided(1), config.model.divided(4)
+    assert (whole.patch_divider, whole.halo) == (1, 0)
+    assert (halved.patch_divider, halved.halo) == (4, 1)
+
+
 @pytest.mark.parametrize("flags", [["--dtype", "bf16"], ["--mixed-precision", "bf16"]])
 def test_precision_changes_what_it_should(tmp_path, capsys, flags):
     path = write_config(tmp_path, model={"dim": 32})
