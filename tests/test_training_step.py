@@ -196,6 +196,9 @@ def test_learning_rate_warms_up_linearly():
 
 
 TWO_PROCESSES = """
+import sys
+from pathlib import Path
+
 import torch
 from test_training_step import build, images, SEED
 from patch_based_ddpm.randomness import Purpose, generator
@@ -236,7 +239,7 @@ if rank == 1:
 before = unet.conv_in.weight.detach().clone()
 assert not step(5, poisoned).applied  # both processes skip what one of them found not finite
 assert torch.equal(unet.conv_in.weight, before)
-print(f"process {rank} of {world} agrees")
+Path(sys.argv[1], f"process {rank} of {world} agrees").touch()  # lines printed at once may run into each other
 """
 
 
@@ -244,6 +247,8 @@ print(f"process {rank} of {world} agrees")
 def test_two_processes_exchange_the_mean_gradient_once(tmp_path):
     script = tmp_path / "check.py"
     script.write_text(TWO_PROCESSES)
-    done = launch(script, processes=2)
+    agreed = tmp_path / "agreed"
+    agreed.mkdir()
+    done = launch(script, agreed, processes=2)
     assert done.returncode == 0, done.stderr
-    assert sorted(filter(None, done.stdout.splitlines())) == ["process 0 of 2 agrees", "process 1 of 2 agrees"]
+    assert sorted(path.name for path in agreed.iterdir()) == ["process 0 of 2 agrees", "process 1 of 2 agrees"]
