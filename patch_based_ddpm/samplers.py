@@ -116,7 +116,7 @@ def dpm_solver_pp(
         x_T: (b, c, H, W) standard normal.
         steps: timesteps visited, in [1, T]; None: 20, or all where there are fewer.
         order: 1, 2 or 3.
-        eta: 0 is deterministic; 1 solves the equation with noise (SDE-DPM-Solver++), of order 1 or 2.
+        eta: 0 is deterministic; 1 solves the equation with noise (SDE-DPM-Solver++).
         noise: draws each z, (b, c, H, W) standard normal; needed where eta is 1.
         spacing: see `ddpm`.
         patch_batch_size: see `ddpm`.
@@ -127,8 +127,7 @@ def dpm_solver_pp(
         x_0, (b, c, H, W) in [-1, 1].
 
     Raises:
-        InputError: `steps`, `order` or `eta` is out of range, eta 1 comes without noise or with order 3, or there is no
-            such spacing.
+        InputError: `steps`, `order` or `eta` is out of range, eta 1 comes without noise, or there is no such spacing.
 
     Source: DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095), see `updates.dpm_solver_pp`.
     """
@@ -174,8 +173,6 @@ def check(sampler: str, *, eta: float, order: int | None) -> None:
         raise InputError(f"order is {order}; it must be one of {', '.join(map(str, ORDERS))}.")
     if eta not in (0, 1):
         raise InputError(f"eta is {eta}; for dpm-solver++ it must be 0, deterministic, or 1, with noise.")
-    if eta == 1 and order == ORDERS[-1]:
-        raise InputError(f"order is {order}, but with noise, eta 1, dpm-solver++ has order 1 or 2.")
 
 
 def draw(

@@ -79,11 +79,12 @@ def dpm_solver_pp(alpha_bar: Tensor, order: int, stochastic: bool) -> Updates:
                        + sigma_s sqrt(1 - exp(-2h)) z
     with h = lambda_s - lambda_t. Order 1 is DDIM with eta 0 or 1. Order 2 is as published: a line through x_0 counts
     as its middle. In order 3 the parabola is integrated exactly; a formula in circulation halves its quadratic term,
-    and then the error falls as the square of h only.
+    and then the error falls as the square of h only. With noise the x_0 foreseen knows nothing of the
+    step's noise: there order 3 leaves the mean's error of third order, the variance's smaller than order 2, no more.
 
     Args:
         alpha_bar: (S,) float64 at the timesteps visited.
-        order: 1, 2 or 3; 1 or 2 with noise. The first steps and the last are of lower order.
+        order: 1, 2 or 3. The first steps and the last are of lower order.
         stochastic: whether noise is drawn.
 
     Source: DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095), algorithm 2 and its stochastic form; order 3 derived here.
@@ -91,19 +92,18 @@ def dpm_solver_pp(alpha_bar: Tensor, order: int, stochastic: bool) -> Updates:
     alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
     h = (alpha / sigma).log().diff()  # (S-1,)
     x_t, noise = sigma[1:] / sigma[:-1], None
-    x_0 = h.new_zeros(len(h), order)
+    decay = 2 * h if stochastic else h
+    gain = -(-decay).expm1()
     if stochastic:
-        x_t, gain = x_t * (-h).exp(), -(-2 * h).expm1()
-        noise = sigma[1:] * gain.sqrt()
-    else:
-        gain = -(-h).expm1()
+        x_t, noise = x_t * (-h).exp(), sigma[1:] * gain.sqrt()
+    x_0 = h.new_zeros(len(h), order)
     x_0[:, 0] = gain
     if order > 1:
         slope = gain[1:] / 2 * h[1:] / h[:-1]
         x_0[1:, 0] += slope
         x_0[1:, 1] -= slope
     if order > 2:
-        x_0[2:] = _parabola(h, gain)
+        x_0[2:] = _parabola(h, decay)
     last = h.new_zeros(1)
     return Updates(
         x_t=torch.cat([x_t, last]),
@@ -112,15 +112,17 @@ def dpm_solver_pp(alpha_bar: Tensor, order: int, stochastic: bool) -> Updates:
     )
 
 
-def _parabola(h: Tensor, gain: Tensor) -> Tensor:
+def _parabola(h: Tensor, decay: Tensor) -> Tensor:
     """Weights of the latest three x_0 in the integral of the parabola through them, (S-3, 3), from the third step on.
 
     With u = (lambda - lambda_t) / h, the x_0 lie at u = 0, -r_0 and -r_0 - r_1, and Newton's form of the parabola is
-    x_0 + d_1 u + d_2 u (u + r_0). The integrals of 1, u and u^2 are `gain`, `linear` and `square`.
+    x_0 + d_1 u + d_2 u (u + r_0). `gain`, `linear` and `square` are the integrals of 1, u and u^2 over [0, 1], weighted
+    by decay exp(decay (u - 1)); `decay` is h, or 2h with noise.
     """
-    gain, now, r_0, r_1 = gain[2:], h[2:], h[1:-1] / h[2:], h[:-2] / h[2:]
-    linear = 1 - gain / now
-    square = 1 - 2 * linear / now
+    r_0, r_1, decay = h[1:-1] / h[2:], h[:-2] / h[2:], decay[2:]
+    gain = -(-decay).expm1()
+    linear = 1 - gain / decay
+    square = 1 - 2 * linear / decay
     second = (square + r_0 * linear) / (r_0 + r_1)
     first = linear + second
     return torch.stack([gain + first / r_0, -first / r_0 - second / r_1, second / r_1], dim=1)

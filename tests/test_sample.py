@@ -389,7 +389,6 @@ def test_bad_flags_end_with_2_and_one_sentence(tmp_path, capsys, flags, words):
         (["--order", "2"], "order is 2, but ddpm has only one"),
         (["--sampler", "ddim", "--order", "2"], "order is 2, but ddim has only one"),
         (["--sampler", "dpm-solver++", "--eta", "0.5"], "eta is 0.5; for dpm-solver"),
-        (["--sampler", "dpm-solver++", "--eta", "1", "--order", "3"], "order is 3, but with noise"),
     ],
 )
 def test_options_that_do_not_go_together_are_said_before_anything_is_loaded(tmp_path, flags, words):
