@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = None if args.memory_only else _source(config)  # what is wrong with it is said before hours of measuring
     _make_folder(args.out_dir)
     torch.manual_seed(0)
+    command_line.allow_tf32()
 
     bench = Bench(configs=configs, images=args.batch_size, device=device, compiled=args.compile)
     chosen = settings(args.patch_dividers, args.patch_batch_sizes, args.dtypes, args.batch_size)

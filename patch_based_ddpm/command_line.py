@@ -77,14 +77,24 @@ def _whole_number(text: str, least: int) -> int:
     return int(text)
 
 
+def allow_tf32() -> None:
+    """Let a GPU multiply float32 matrices in TensorFloat-32, as PyTorch's convolutions have it anyway."""
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+
+
 def start_accelerator(**options: Any) -> Accelerator:
     """This process among the others, patient with those that have more to draw or a file to write."""
-    if torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high")  # TensorFloat-32, as PyTorch's convolutions have it anyway
+    allow_tf32()
     patient = InitProcessGroupKwargs(timeout=timedelta(days=1))
     return Accelerator(
         kwargs_handlers=[patient, DistributedDataParallelKwargs(gradient_as_bucket_view=True)], **options
     )
+
+
+def compile_mode(device: torch.device) -> str | None:
+    """How torch.compile makes a network fast that draws: on a GPU as CUDA graphs, which want passes of one shape."""
+    return "reduce-overhead" if device.type == "cuda" else None
 
 
 def hold_to(device: torch.device, max_memory: int) -> None:

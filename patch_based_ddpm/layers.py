@@ -51,7 +51,18 @@ class ChannelLayerNorm(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalise `pixels` (..., c)."""
-        return F.layer_norm(pixels, self.gain.shape, self.gain, self.bias, eps=1e-5)
+        with _in_dtype_of(pixels):
+            gain, bias = self.gain.to(pixels.dtype), self.bias.to(pixels.dtype)
+            return F.layer_norm(pixels, gain.shape, gain, bias, eps=1e-5)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation (Wu & He 2018), the result in the dtype of the input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` (n, c, h, w)."""
+        with _in_dtype_of(x):
+            return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
 class ResBlock(nn.Module):
@@ -67,10 +78,10 @@ class ResBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, *, condition_dim: int | None, groups: int) -> None:
         super().__init__()
         self.conv_1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm_1 = nn.GroupNorm(groups, out_channels)
+        self.norm_1 = GroupNorm(groups, out_channels)
         self.modulation = None if condition_dim is None else nn.Linear(condition_dim, 2 * out_channels)
         self.conv_2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.norm_2 = nn.GroupNorm(groups, out_channels)
+        self.norm_2 = GroupNorm(groups, out_channels)
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -114,7 +125,8 @@ class LinearAttention(nn.Module):
         to_q, to_k, to_v = self.to_qkv.weight.flatten(1).chunk(3)  # (128, c) each
         to_out = self.to_out.weight.flatten(1)  # (c, 128)
         contexts = self._contexts(pixels, to_k, to_v)  # (n, 32, 32) each
-        q = F.linear(pixels, to_q).unflatten(-1, (HEADS, HEAD_CHANNELS)).softmax(dim=-1).flatten(-2)  # (n, p, 128)
+        q = F.linear(pixels, to_q).unflatten(-1, (HEADS, HEAD_CHANNELS))
+        q = _softmax(q, dim=-1).flatten(-2)  # (n, p, 128)
         if pixels.shape[1] > pixels.shape[2]:
             folded = torch.cat([context @ head.t() for context, head in zip(contexts, _heads(to_out))], dim=1)
             return torch.baddbmm(self.to_out.bias, q, folded)  # (n, p, c), from (n, 128, c)
@@ -124,7 +136,7 @@ class LinearAttention(nn.Module):
     @staticmethod
     def _contexts(pixels: Tensor, to_k: Tensor, to_v: Tensor) -> list[Tensor]:
         """k^T v / sqrt(32) of each head, k a softmax over the pixels; both are gone before q is made."""
-        k = F.linear(pixels, to_k).softmax(dim=1)  # (n, p, 128)
+        k = _softmax(F.linear(pixels, to_k), dim=1)  # (n, p, 128)
         v = F.linear(pixels, to_v)  # (n, p, 128)
         return [k.mT @ v * HEAD_CHANNELS**-0.5 for k, v in zip(_heads(k), _heads(v))]
 
@@ -150,6 +162,19 @@ class Attention(nn.Module):
         out = rearrange(F.scaled_dot_product_attention(q, k, v), "n a p c -> n p (a c)")
         out = pixels + F.linear(out, self.to_out.weight.flatten(1), self.to_out.bias)
         return rearrange(out, "n (h w) c -> n c h w", h=x.shape[-2])
+
+
+def _softmax(x: Tensor, dim: int) -> Tensor:
+    with _in_dtype_of(x):
+        return x.softmax(dim=dim)
+
+
+def _in_dtype_of(x: Tensor) -> torch.autocast:
+    """Where autocast on a GPU would return float32, twice the memory, for the next convolution to round it again.
+
+    The kernels of these operators compute in float32 inside, whatever the dtype of what they read and write.
+    """
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def _heads(x: Tensor) -> tuple[Tensor, ...]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patch_based_ddpm.command_line import compile_mode
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.diffusion import GaussianDiffusion
 from patch_based_ddpm.errors import InputError
@@ -167,7 +168,7 @@ class Bench:
         build = functools.cache(functools.partial(self._build, kind))
         models = {s: build(s.network, s.patch_divider, _weights(kind, s)) for s in chosen}
         if self.compiled:
-            models |= {s: self._compile(models[s]) for s in chosen if s.network == "lean"}
+            models |= {s: self._compile(kind, models[s]) for s in chosen if s.network == "lean"}
         taken = {setting: [] for setting in chosen}
         for number in progress(range(repeats + 1)):
             for setting, model in models.items():
@@ -186,9 +187,10 @@ class Bench:
         unet.requires_grad_(kind == "training")
         return Model(GaussianDiffusion(unet, config).to(self.device), optimizer)
 
-    def _compile(self, model: Model) -> Model:
-        """The same weights, compiled for one setting."""
-        unet = torch.compile(model.diffusion.unet, fullgraph=True, dynamic=False, isolate_recompiles=True)
+    def _compile(self, kind: str, model: Model) -> Model:
+        """The same weights, compiled for one setting as `sample` and `train` do."""
+        mode = compile_mode(self.device) if kind == "sampling" else None
+        unet = torch.compile(model.diffusion.unet, fullgraph=True, dynamic=False, isolate_recompiles=True, mode=mode)
         diffusion = GaussianDiffusion(unet, model.diffusion.config).to(self.device)
         diffusion.passes = Passes(padded=True)
         return Model(diffusion, model.optimizer)

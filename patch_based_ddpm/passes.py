@@ -18,21 +18,26 @@ class Passes:
 
     Attributes:
         limit: the most patches that share a pass, whatever is asked for; None: no limit. `shrink` lowers it.
-        padded: fill the last pass up, so that a compiled network sees tensors of one size.
+        padded: fill smaller passes up, so that a compiled network sees tensors of one size.
+        largest: patches of the largest pass so far, to which a padded one is filled up; 0: none.
     """
 
     limit: int | None = None
     padded: bool = False
+    largest: int = 0
 
     def size(self, total: int, asked: int | None) -> int:
-        """How many patches of `total` share a pass, where `asked` (None: all) are wanted.
+        """How many patches of `total` share a pass, where `asked` (None: all) are wanted; more, if it is to be padded.
 
         Raises:
             InputError: `asked` is less than 1.
         """
         if asked is not None and asked < 1:
             raise InputError(f"patch_batch_size is {asked}; it must be at least 1, or None for all patches at once.")
-        return min(size for size in (total, asked, self.limit) if size is not None)
+        size = min(size for size in (total, asked, self.limit) if size is not None)
+        if self.padded:
+            size = self.largest = max(size, self.largest)
+        return size
 
     def rows(self, start: int, size: int, total: int, device: torch.device) -> Tensor:
         """The numbers of a pass's patches, int64: [start, start + size) cut off at `total`.
@@ -56,7 +61,7 @@ class Passes:
             )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self.limit = size // 2
+        self.limit, self.largest = size // 2, 0
         warnings.warn(
             f"the device ran out of memory with {size} patches in a pass; going on with {self.limit}, to the same "
             "result.",

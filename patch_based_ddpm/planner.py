@@ -19,11 +19,12 @@ from patch_based_ddpm.diffusion import GaussianDiffusion
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.live_memory import MIB, LiveMemory, Peak
 
-ENOUGH = 2  # passes, and sampling steps, after which nothing new is held
+ENOUGH = 2  # passes after which nothing new is held
+ENOUGH_STEPS = 1 + max(samplers.ORDERS)  # sampling steps after which no sampler keeps more of what it predicted
 
 
-class _FirstPasses(nn.Module):
-    """Runs a network for the first passes of each step, and makes up the shape of its answer from then on."""
+class _FewPasses(nn.Module):
+    """Runs a network for the first passes of one sampling step, and else makes up the shape of its answer."""
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
@@ -31,10 +32,11 @@ class _FirstPasses(nn.Module):
         self.left = 0
 
     def steps(self, steps: list[int]) -> Iterator[int]:
-        """The first of the sampling steps."""
-        for step in steps[:ENOUGH]:
-            self.left = ENOUGH
-            yield step
+        """The first of the sampling steps; the network runs in the last of them."""
+        *before, last = steps[:ENOUGH_STEPS]
+        yield from before
+        self.left = ENOUGH
+        yield last
 
     def forward(self, patches: Tensor, *inputs: Tensor) -> Tensor:
         self.left -= 1
@@ -42,42 +44,57 @@ class _FirstPasses(nn.Module):
 
 
 def sampling_peak(
-    config: Config, *, batch_size: int, patch_batch_size: int | None, dtype: torch.dtype = torch.float32
+    config: Config,
+    *,
+    batch_size: int,
+    patch_batch_size: int | None,
+    dtype: torch.dtype = torch.float32,
+    sampler: str = "ddpm",
+    eta: float = 0.0,
+    order: int | None = None,
 ) -> Peak:
-    """Predict the peak of drawing images by ancestral sampling.
+    """Predict the peak of drawing images.
 
     Args:
         config: `model` and `diffusion` are read.
         batch_size: images at a time.
         patch_batch_size: patches per forward pass, counted over all images; None: all.
         dtype: of the network's weights.
+        sampler: see `samplers.draw`; one of higher order holds earlier predictions of the images.
+        eta: see `samplers.draw`.
+        order: see `samplers.draw`.
     """
     with FakeTensorMode(), torch.inference_mode():
         diffusion = GaussianDiffusion.from_config(config)
         for parameter in diffusion.parameters():
             parameter.data = parameter.data.to(dtype)
-        diffusion.unet = _FirstPasses(diffusion.unet)
+        diffusion.unet = _FewPasses(diffusion.unet)
         with LiveMemory(diffusion) as memory:
             samplers.draw(
                 diffusion,
                 range(batch_size),
-                sampler="ddpm",
+                sampler=sampler,
                 steps=None,
-                eta=0.0,
+                eta=eta,
+                order=order,
+                spacing="trailing",  # chosen without looking at values, which fake tensors have none of
                 patch_batch_size=patch_batch_size,
                 progress=diffusion.unet.steps,
             )
     return memory.peak()
 
 
-def training_peak(config: Config, *, batch_size: int, patch_batch_size: int | None, precision: str = "no") -> Peak:
+def training_peak(
+    config: Config, *, batch_size: int, patch_batch_size: int | None, precision: str = "no", processes: int = 1
+) -> Peak:
     """Predict the peak of an optimizer step, once the optimizer has its moments; the averaged weights count too.
 
     Args:
-        config: `model`, `diffusion` and `trainer.recompute_activations` are read.
+        config: `model`, `diffusion`, `trainer.gradient_accumulate_every` and `trainer.recompute_activations` are read.
         batch_size: images of a micro-batch.
         patch_batch_size: patches per forward-backward pass; None: all.
         precision: "no", "bf16" or "fp16", of the activations.
+        processes: that train together; where there are several, the buckets in which they exchange gradients stay.
     """
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
     autocast = torch.autocast("cpu", dtypes[precision]) if precision in dtypes else contextlib.nullcontext()
@@ -89,7 +106,8 @@ def training_peak(config: Config, *, batch_size: int, patch_batch_size: int | No
         for parameter in diffusion.parameters():
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()  # makes the moments
-        optimizer.zero_grad()
+        if config.trainer.gradient_accumulate_every == 1 and processes == 1:
+            optimizer.zero_grad()  # else there are gradients already when the last micro-batch begins
         with LiveMemory(nn.ModuleList([diffusion, averaged]), optimizer) as memory:
             x_0 = torch.zeros(batch_size, *diffusion.image_shape)
             t = torch.zeros(batch_size, dtype=torch.int64)

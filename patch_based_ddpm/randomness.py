@@ -66,4 +66,7 @@ class ImageNoise:
 
     def __call__(self) -> Tensor:
         """Draw the next (b, c, H, W) float32: x_T first, then what each step asks for."""
-        return torch.stack([torch.randn(self.shape, generator=g) for g in self.generators]).to(self.device)
+        noise = torch.stack([torch.randn(self.shape, generator=g) for g in self.generators])
+        if torch.device(self.device).type == "cuda":
+            noise = noise.pin_memory()  # so that the copy waits for the GPU's work before it, and nobody for the copy
+        return noise.to(self.device, non_blocking=True)

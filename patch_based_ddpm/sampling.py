@@ -84,9 +84,8 @@ def load_model(args: argparse.Namespace, accelerator: Accelerator, images: int) 
     if args.steps is not None:
         timesteps.check(diffusion.timesteps, args.steps)
     if args.compile:
-        # CUDA graphs want every pass of one shape; elsewhere it saves a second compilation.
-        diffusion.unet.compile(dynamic=False, mode="reduce-overhead" if accelerator.device.type == "cuda" else None)
-        diffusion.passes.padded = True
+        diffusion.unet.compile(dynamic=False, mode=command_line.compile_mode(accelerator.device))
+        diffusion.passes.padded = True  # passes of one shape: compiled once
     if args.max_memory is not None:
         _limit_passes(diffusion, min(args.batch_size, images), args, accelerator)
     return diffusion
@@ -99,7 +98,13 @@ def _limit_passes(
     patches = diffusion.patch_divider**2 * images
     diffusion.passes.limit, peak = planner.largest_patch_batch(
         lambda size: planner.sampling_peak(
-            diffusion.config, batch_size=images, patch_batch_size=size, dtype=command_line.DTYPES[args.dtype]
+            diffusion.config,
+            batch_size=images,
+            patch_batch_size=size,
+            dtype=command_line.DTYPES[args.dtype],
+            sampler=args.sampler,
+            eta=args.eta,
+            order=args.order,
         ),
         min(patches, args.patch_batch_size or patches),
         args.max_memory,

@@ -118,7 +118,11 @@ def _largest_patch_batch(config: Config, accelerator: Accelerator, max_memory: i
     patches = config.model.patch_divider**2 * images
     size, peak = planner.largest_patch_batch(
         lambda size: planner.training_peak(
-            config, batch_size=images, patch_batch_size=size, precision=accelerator.mixed_precision
+            config,
+            batch_size=images,
+            patch_batch_size=size,
+            precision=accelerator.mixed_precision,
+            processes=accelerator.num_processes,
         ),
         min(patches, config.trainer.patch_batch_size or patches),
         max_memory,

@@ -79,8 +79,8 @@ def dpm_solver_pp(alpha_bar: Tensor, order: int, stochastic: bool) -> Updates:
                        + sigma_s sqrt(1 - exp(-2h)) z
     with h = lambda_s - lambda_t. Order 1 is DDIM with eta 0 or 1. Order 2 is as published: a line through x_0 counts
     as its middle. In order 3 the parabola is integrated exactly; a formula in circulation halves its quadratic term,
-    and then the error falls as the square of h only. With noise the x_0 foreseen knows nothing of the
-    step's noise: there order 3 leaves the mean's error of third order, the variance's smaller than order 2, no more.
+    and then the error falls as the square of h only. With noise, x_0 is foreseen without that of the step, so there
+    order 3 makes the variance's error smaller than order 2 does, but not of third order.
 
     Args:
         alpha_bar: (S,) float64 at the timesteps visited.

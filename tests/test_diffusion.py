@@ -202,6 +202,23 @@ def test_padded_passes_are_of_one_size_and_give_the_same(make_diffusion, size):
         torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-4)
 
 
+def test_padded_passes_keep_their_size_when_there_are_fewer_images(make_diffusion):
+    diffusion, x_t, t = make_diffusion(), images(), torch.tensor([0, 9, 4])
+    wanted = diffusion.predict(x_t, t)
+    diffusion.unet = Watched(diffusion.unet)
+    diffusion.passes.padded = True
+    for count in (3, 1, 2):
+        found = diffusion.predict(x_t[:count], t[:count])
+        torch.testing.assert_close(found, wanted[:count], atol=1e-5, rtol=1e-5)
+    assert diffusion.unet.passes == [12, 12, 12]
+    diffusion.unet.room = 7
+    with pytest.warns(RuntimeWarning, match="going on with 6"):
+        diffusion.predict(x_t[:1], t[:1])
+    assert diffusion.unet.passes == [12, 12, 12, 4]
+    diffusion.predict(x_t, t)
+    assert diffusion.unet.passes == [12, 12, 12, 4, 6, 6]
+
+
 def test_out_of_memory_halves_the_passes_and_changes_nothing_else(make_diffusion):
     diffusion, x_t, t = make_diffusion(), torch.randn(3, 3, 8, 8), torch.tensor([0, 9, 4])
     wanted = diffusion.predict(x_t, t)

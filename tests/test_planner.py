@@ -2,6 +2,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from patch_based_ddpm import Config, GaussianDiffusion, UNet, planner, samplers
 from patch_based_ddpm.errors import InputError
@@ -37,23 +38,49 @@ def test_sampling_is_predicted(N, size, halo, dtype):
         assert getattr(predicted, kind) == pytest.approx(getattr(measured, kind), rel=0.05), kind
 
 
+@pytest.mark.parametrize(
+    ("sampler", "options"),
+    [("ddim", {"eta": 1.0}), ("dpm-solver++", {}), ("dpm-solver++", {"order": 3}), ("dpm-solver++", {"eta": 1.0})],
+)
+def test_what_a_sampler_keeps_is_predicted(sampler, options):
+    """With so many images and so small a network, the predictions kept are a good part of what sampling holds."""
+    config, options = small(4, 0), {"eta": 0.0, "order": None, **options}
+    diffusion = GaussianDiffusion.from_config(config).requires_grad_(False)
+    with LiveMemory(diffusion) as memory, torch.inference_mode():
+        samplers.draw(diffusion, range(16), sampler=sampler, steps=5, patch_batch_size=16, **options)
+    predicted = planner.sampling_peak(config, batch_size=16, patch_batch_size=16, sampler=sampler, **options)
+    assert predicted.activations == pytest.approx(memory.peak().activations, rel=0.05)
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize(
-    ("N", "size", "halo"), [(1, None, 0), (2, 1, 0), (2, 3, 0), (2, 3, 4), (4, 5, 0), (4, 1, 2), (4, None, 0)]
+    ("N", "size", "halo", "accumulate"),
+    [
+        (1, None, 0, 1),
+        (1, None, 0, 3),
+        (2, 1, 0, 1),
+        (2, 3, 0, 1),
+        (2, 3, 4, 1),
+        (4, 5, 0, 2),
+        (4, 1, 2, 1),
+        (4, None, 0, 1),
+        (4, None, 0, 2),
+    ],
 )
-def test_training_is_predicted(N, size, halo, precision, recompute):
+def test_training_is_predicted(N, size, halo, accumulate, precision, recompute):
     """Against the step that training takes; its averaged weights are added by hand."""
-    config = small(N, halo, patch_batch_size=size, recompute_activations=recompute)
+    given = {"patch_batch_size": size, "recompute_activations": recompute, "gradient_accumulate_every": accumulate}
+    config = small(N, halo, **given)
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True, mixed_precision=precision)
     unet = UNet.from_config(config.model)
     unet.recompute = recompute
     unet, optimizer = accelerator.prepare(unet, torch.optim.Adam(unet.parameters(), fused=True))
     step = TrainingStep(config.trainer, accelerator, GaussianDiffusion(unet, config), optimizer)
-    step(0, [torch.zeros(2, 3, 32, 32)])
+    step(0, [torch.zeros(2, 3, 32, 32)] * accumulate)
     with LiveMemory(step.diffusion, optimizer.optimizer) as memory:
-        step(1, [torch.zeros(2, 3, 32, 32)])
+        step(1, [torch.zeros(2, 3, 32, 32)] * accumulate)
     measured = memory.peak()
     predicted = planner.training_peak(config, batch_size=2, patch_batch_size=size, precision=precision)
     averaged = sum(p.numel() * 4 for p in unet.parameters())
@@ -61,6 +88,48 @@ def test_training_is_predicted(N, size, halo, precision, recompute):
     assert predicted.total - averaged == pytest.approx(measured.total, rel=0.05)
     for kind in ("gradients", "optimizer", "activations"):
         assert getattr(predicted, kind) == pytest.approx(getattr(measured, kind), rel=0.05), kind
+
+
+@pytest.mark.parametrize(
+    ("N", "size", "sampling", "training"),
+    [
+        (1, None, 1_335_100, 6_525_668),
+        (2, 1, 395_080, 1_722_608),
+        (4, 1, 157_048, 513_696),
+        (4, None, 1_635_880, 7_654_416),
+    ],
+)
+def test_activations_to_the_byte(N, size, sampling, training):
+    """What changes these figures changes what users can afford: on purpose, or not at all."""
+    one = {"batch_size": 1, "patch_batch_size": size}
+    assert planner.sampling_peak(small(N), **one).activations == sampling
+    assert planner.training_peak(small(N), **one).activations == training
+
+
+def test_several_processes_keep_their_gradients_for_the_exchange():
+    alone, accumulating = small(2), small(2, gradient_accumulate_every=2)
+    one = {"batch_size": 2, "patch_batch_size": None}
+    several = planner.training_peak(alone, **one, processes=2)
+    assert several == planner.training_peak(accumulating, **one)
+    assert several.total > planner.training_peak(alone, **one).total + 0.5 * several.gradients
+
+
+def test_a_gpus_autocast_holds_what_a_cpus_does():
+    """It would return float32 from norms and softmaxes. Fake tensors claim to be on a GPU; forward pass of a level."""
+    held = {}
+    for device in ("cpu", "cuda"):
+        with FakeTensorMode(), torch.device(device):
+            level = UNet.from_config(small(2).model).encoder[0]
+            x, condition = torch.zeros(8, 10, 16, 16).to(memory_format=torch.channels_last), torch.zeros(8, 64)
+            torch.set_autocast_dtype(device, torch.bfloat16)
+            torch.set_autocast_enabled(device, True)  # torch.autocast does nothing where there is no GPU
+            with LiveMemory(level) as memory:
+                out = level(x, condition)
+            torch.set_autocast_enabled(device, False)
+            torch.clear_autocast_cache()
+            assert (out.device.type, out.dtype) == (device, torch.bfloat16)
+        held[device] = memory.peak()
+    assert held["cuda"].activations == pytest.approx(held["cpu"].activations, rel=0.01)
 
 
 @pytest.mark.slow
