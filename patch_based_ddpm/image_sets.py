@@ -3,6 +3,7 @@
 Shapes: `b` images, `c` channels, `H W` image.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from patch_based_ddpm import data
@@ -94,21 +96,31 @@ def open_samples(folder: Path, leave_out: str) -> ImageSet:
 
     Args:
         folder: searched recursively.
-        leave_out: name of a picture in it that is no sample.
+        leave_out: name of a picture in it that is no sample; nor are animations.
 
     Raises:
         InputError: there is no image, or the first one is no 8-bit grey, RGB or RGBA image.
     """
     listed = list_folder(folder)
-    source = FolderSource(listed.root, tuple(path for path in listed.paths if path != leave_out))
+    samples = (path for path in listed.paths if path != leave_out and not _is_animated(folder / path))
+    source = FolderSource(listed.root, tuple(samples))
     if not source.paths:
-        raise InputError(f"the folder {str(folder)!r} holds no image but {leave_out}.")
+        raise InputError(f"the folder {str(folder)!r} holds no image but {leave_out}, or animations alone.")
     first = source.read(0)
     if first.mode not in CHANNELS_OF_MODE:
         raise InputError(f"{source.name(0)} has mode {first.mode}; a sample must be L (grey), RGB or RGBA.")
     pixels = SamplePixels(source, first.mode, first.height, first.width)
     shape = (CHANNELS_OF_MODE[first.mode], first.height, first.width)
     return ImageSet(pixels, shuffled(source.size, source.size), shape, "stop")
+
+
+def _is_animated(path: Path) -> bool:
+    """Whether a file is a trajectory, or another picture that moves."""
+    if path.suffix.lower() != ".webp":
+        return False
+    with contextlib.suppress(OSError), Image.open(path) as image:  # what cannot be read is told when it is
+        return image.is_animated
+    return False
 
 
 def open_data(

@@ -18,9 +18,10 @@ from patch_based_ddpm.config import Config
 from patch_based_ddpm.diffusion import GaussianDiffusion
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.live_memory import MIB, LiveMemory, Peak
+from patch_based_ddpm.sampler_options import ORDERS
 
 ENOUGH = 2  # passes after which nothing new is held
-ENOUGH_STEPS = 1 + max(samplers.ORDERS)  # sampling steps after which no sampler keeps more of what it predicted
+ENOUGH_STEPS = 1 + max(ORDERS)  # sampling steps after which no sampler keeps more of what it predicted
 
 
 class _FewPasses(nn.Module):

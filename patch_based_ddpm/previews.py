@@ -34,7 +34,8 @@ def draw_preview(
                 seeds,
                 sampler=config.preview_sampler,
                 steps=config.preview_steps,
-                eta=0.0,
+                eta=config.preview_eta,
+                order=config.preview_order,
                 patch_batch_size=config.patch_batch_size,
                 progress=progress,
             )

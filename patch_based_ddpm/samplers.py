@@ -11,14 +11,11 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from patch_based_ddpm import timesteps, updates
-from patch_based_ddpm.config import SAMPLERS
 from patch_based_ddpm.denoising import Noise, Observe, Progress, denoise
 from patch_based_ddpm.diffusion import GaussianDiffusion
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.randomness import ImageNoise
-
-ORDERS = (1, 2, 3)  # of dpm-solver++
-DEFAULT_STEPS = 20  # of dpm-solver++; the others visit all timesteps
+from patch_based_ddpm.sampler_options import check, defaults
 
 
 def ddpm(
@@ -133,7 +130,7 @@ def dpm_solver_pp(
     """
     check("dpm-solver++", eta=eta, order=order)
     _check_noise(eta, noise)
-    steps = min(DEFAULT_STEPS, diffusion.timesteps) if steps is None else steps
+    steps = defaults("dpm-solver++", diffusion.timesteps)["steps"] if steps is None else steps
     visited, alpha_bar = _visited(diffusion, steps, spacing)
     rows = updates.dpm_solver_pp(alpha_bar, order, stochastic=eta == 1)
     return denoise(diffusion, x_T, visited, rows, noise, patch_batch_size, progress, observe)
@@ -148,31 +145,6 @@ def _visited(diffusion: GaussianDiffusion, steps: int | None, spacing: str) -> t
 def _check_noise(eta: float, noise: Noise | None) -> None:
     if eta > 0 and noise is None:
         raise InputError(f"eta is {eta} but no noise was given; only eta 0 does without.")
-
-
-def check(sampler: str, *, eta: float, order: int | None) -> None:
-    """Refuse options that do not go together.
-
-    Args:
-        sampler: see `draw`.
-        eta: see `draw`.
-        order: see `draw`.
-
-    Raises:
-        InputError: there is no such sampler, or it cannot take these options.
-    """
-    if sampler not in SAMPLERS:
-        raise InputError(f'the sampler is "{sampler}"; it must be one of {", ".join(SAMPLERS)}.')
-    if sampler == "ddpm" and eta != 0:
-        raise InputError(f"eta is {eta}, but ddpm always draws all its noise; eta goes with ddim and dpm-solver++.")
-    if sampler != "dpm-solver++":
-        if order is not None:
-            raise InputError(f"order is {order}, but {sampler} has only one; order goes with dpm-solver++.")
-        return
-    if order is not None and order not in ORDERS:
-        raise InputError(f"order is {order}; it must be one of {', '.join(map(str, ORDERS))}.")
-    if eta not in (0, 1):
-        raise InputError(f"eta is {eta}; for dpm-solver++ it must be 0, deterministic, or 1, with noise.")
 
 
 def draw(

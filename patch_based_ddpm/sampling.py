@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from patch_based_ddpm import checkpoint, command_line, planner, samplers, timesteps
-from patch_based_ddpm.config import SAMPLERS, Config
+from patch_based_ddpm import checkpoint, command_line, planner, sampler_options, samplers, timesteps
+from patch_based_ddpm.config import Config
 from patch_based_ddpm.denoising import Observe
 from patch_based_ddpm.diffusion import GaussianDiffusion
 from patch_based_ddpm.sample_folder import digest
@@ -29,12 +29,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     command_line.add_max_memory(parser)
     parser.add_argument("--compile", action="store_true", help="compile the network: a slow start, then faster")
-    parser.add_argument("--sampler", choices=SAMPLERS, default="ddpm", help="default: ddpm")
+    parser.add_argument("--sampler", choices=sampler_options.SAMPLERS, default="ddpm", help="default: ddpm")
     parser.add_argument(
         "--steps", type=command_line.positive_int, metavar="K", help="(default: all, or 20 of dpm-solver++)"
     )
     parser.add_argument("--eta", type=_fraction, default=0.0, help="0: ddim or dpm-solver++ without noise, 1: with all")
-    parser.add_argument("--order", type=int, choices=samplers.ORDERS, help="of dpm-solver++ (default: 2)")
+    parser.add_argument("--order", type=int, choices=sampler_options.ORDERS, help="of dpm-solver++ (default: 2)")
     parser.add_argument(
         "--spacing", choices=timesteps.SPACINGS, help="of the steps (default: trailing, or logsnr of dpm-solver++)"
     )
@@ -60,7 +60,7 @@ def check_flags(args: argparse.Namespace) -> None:
     Raises:
         InputError: one of them.
     """
-    samplers.check(args.sampler, eta=args.eta, order=args.order)
+    sampler_options.check(args.sampler, eta=args.eta, order=args.order)
     if args.ckpt is not None:  # evaluate can do without
         checkpoint.check_path(args.ckpt)
 
@@ -139,12 +139,13 @@ def draw_batch(
 def origin(diffusion: GaussianDiffusion, args: argparse.Namespace) -> dict[str, Any]:
     """All that an image depends on apart from its seed, as JSON data; not what merely says how it is computed."""
     config = diffusion.config.to_dict()
+    given = {name: getattr(args, name) for name in ("steps", "order", "spacing")}
+    given = {name: value for name, value in given.items() if value is not None}
     return {
         "sampler": args.sampler,
-        "steps": args.steps,
         "eta": args.eta,
-        "order": args.order,
-        "spacing": args.spacing,
+        **sampler_options.defaults(args.sampler, diffusion.timesteps),
+        **given,
         "dtype": args.dtype,
         "weights": args.weights,
         "model": config["model"],

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from patch_based_ddpm import sliced_wasserstein, strict_json, timesteps
-from patch_based_ddpm.config import SAMPLERS, Config, DiffusionConfig, ModelConfig, TrainerConfig
+from patch_based_ddpm.config import Config, DiffusionConfig, ModelConfig, TrainerConfig
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.run_folder import RunFolder
+from patch_based_ddpm.sampler_options import SAMPLERS
 from patch_based_ddpm.sources import BUILTIN_FACES
 from patch_based_ddpm.strict_json import field, required
 

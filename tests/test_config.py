@@ -56,6 +56,8 @@ OURS = {
         "lr_warmup_steps": 0,
         "preview_sampler": "ddpm",
         "preview_steps": None,
+        "preview_eta": 0.0,
+        "preview_order": None,
     },
     "model": {"position_conditioning": True, "global_content_conditioning": True},
 }
@@ -71,8 +73,9 @@ WRONG = {  # values of every type that is none of the kind's
 KINDS = {
     "int": "train_batch_size train_num_steps gradient_accumulate_every step_start_ema update_ema_every "
     "save_and_sample_every num_workers? seed patch_batch_size? lr_warmup_steps max_skipped_steps log_every "
-    "preview_count preview_steps? dim init_dim? out_dim? channels resnet_block_groups patch_divider timesteps",
-    "float": "ema_decay train_lr max_grad_norm?",
+    "preview_count preview_steps? preview_order? dim init_dim? out_dim? channels resnet_block_groups patch_divider "
+    "timesteps",
+    "float": "ema_decay train_lr max_grad_norm? preview_eta",
     "bool": "use_amp wandb_enabled horizontal_flip cache_images learned_variance position_conditioning "
     "global_content_conditioning",
     "str": "train_dataset_dir log_dir wandb_project? wandb_name? mixed_precision? on_bad_image preview_sampler "
@@ -314,6 +317,8 @@ def test_a_section_is_an_object(section):
             {"preview_steps": 1001, "preview_sampler": "ddim"},
             ["trainer.preview_steps is 1001", "at most", "1000", "diffusion.timesteps"],
         ),
+        ("trainer", {"preview_eta": 0.5}, ["trainer.preview_sampler", "eta is 0.5", "ddpm always draws all its noise"]),
+        ("trainer", {"preview_sampler": "ddim", "preview_order": 2}, ["trainer.preview_sampler", "order is 2", "ddim"]),
         ("trainer", {"preview_sampler": "dpm"}, ['trainer.preview_sampler is "dpm"', "ddpm", "ddim", "dpm-solver++"]),
     ],
 )
@@ -331,6 +336,8 @@ def test_combinations_that_cannot_be(section, changes, parts):
         {"preview_steps": 1000},
         {"preview_steps": 50},
         {"preview_steps": 50, "preview_sampler": "dpm-solver++"},
+        {"preview_sampler": "dpm-solver++", "preview_eta": 1.0, "preview_order": 3},
+        {"preview_sampler": "ddim", "preview_eta": 0.3},
         {"preview_steps": 1000, "preview_sampler": "ddim"},
         {"preview_steps": 1, "preview_sampler": "ddim"},
     ],

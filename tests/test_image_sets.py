@@ -39,6 +39,19 @@ def test_samples_are_what_the_files_hold(tmp_path, mode, channels):
         assert np.array_equal(image.permute(1, 2, 0), pixels)
 
 
+def test_an_animation_is_no_sample(tmp_path):
+    """A trajectory may lie beside the samples; a still WebP is one of them, and a broken one is told."""
+    folder = write(tmp_path / "samples", 3)
+    frames = [Image.new("RGB", (24, 20), color) for color in ("red", "green", "blue")]
+    frames[0].save(folder / "denoising.webp", save_all=True, append_images=frames[1:])
+    assert loaded(open_samples(folder, leave_out="grid.png")).shape == (3, 3, 16, 20)
+    Image.new("RGB", (20, 16)).save(folder / "still.webp")
+    assert loaded(open_samples(folder, leave_out="grid.png")).shape == (4, 3, 16, 20)
+    (folder / "broken.webp").write_bytes(b"RIFF")
+    with pytest.raises(UnreadableImage, match=r"broken\.webp"):
+        loaded(open_samples(folder, leave_out="grid.png"))
+
+
 @pytest.mark.parametrize(("size", "mode"), [((16, 16), "RGB"), ((20, 16), "L")])
 def test_a_sample_unlike_the_others_is_named(tmp_path, size, mode):
     folder = write(tmp_path / "samples", 3)

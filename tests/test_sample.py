@@ -167,6 +167,13 @@ def test_an_image_depends_on_its_seed_alone(ckpt, tmp_path, flags):
     assert_near(run(ckpt, tmp_path / "other", "--seeds", "0-8", *FAST, *flags), usual)
 
 
+def test_a_default_that_is_spelled_out_is_no_other_setting(ckpt, tmp_path):
+    solver = ("--sampler", "dpm-solver++")
+    first = run(ckpt, tmp_path, "--seeds", "0-1", *solver)
+    again = run(ckpt, tmp_path, "--seeds", "0-1", *solver, "--order", "2", "--steps", "20", "--spacing", "logsnr")
+    assert again.keys() == first.keys()
+
+
 def test_other_settings_are_refused(ckpt, tmp_path):
     run(ckpt, tmp_path, "--seeds", "0-1", *FAST)
     run(ckpt, tmp_path, "--seeds", "2-3", "--batch-size", "1", "--patch-batch-size", "3", *FAST)  # how, and not what

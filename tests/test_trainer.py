@@ -264,6 +264,23 @@ def test_recomputed_activations_give_the_same_run(tmp_path):
         assert other["grad_norm"] == pytest.approx(usual["grad_norm"], rel=1e-4)
 
 
+def test_previews_are_drawn_as_the_config_says(tmp_path):
+    pictures = set()
+    for name, options in (
+        ("second", {}),
+        ("third", {"preview_order": 3}),
+        ("noisy", {"preview_eta": 1.0}),
+        ("ddim", {"preview_sampler": "ddim"}),
+        ("noisy ddim", {"preview_sampler": "ddim", "preview_eta": 0.5}),
+    ):
+        options = {"preview_sampler": "dpm-solver++", "preview_steps": 6, **options}
+        (tmp_path / name).mkdir()
+        trainer = make_trainer(tmp_path / name, **options)
+        trainer.preview()
+        pictures.add(trainer.folder.preview(0).read_bytes())
+    assert len(pictures) == 5
+
+
 def test_no_previews(tmp_path):
     trainer = make_trainer(tmp_path, preview_count=0)
     trainer.preview()
