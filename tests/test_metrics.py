@@ -5,8 +5,9 @@ import pytest
 import torch
 from test_faces import crowd, images, mixed
 from test_image_statistics import collect
+from torchvision.transforms.functional import gaussian_blur
 
-from patch_based_ddpm import fidelity, metrics, sliced_wasserstein
+from patch_based_ddpm import fidelity, metrics, patches, sliced_wasserstein
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.image_statistics import ImageStatistics
 from patch_based_ddpm.metrics import Figure, figures, table
@@ -52,6 +53,31 @@ def test_sets_are_ordered_as_they_should_be(faces):
     assert good["SWD x 10^3, mean"].samples < bad["SWD x 10^3, mean"].samples < one["SWD x 10^3, mean"].samples
     assert one["MS-SSIM"].samples == pytest.approx(1)
     assert good["MS-SSIM"].samples == pytest.approx(good["MS-SSIM"].data, abs=0.05)
+
+
+def test_every_figure_tells_degraded_sets_apart(faces):
+    """Patches swapped between images and within them, a blur, and patches of other tints, beside as many real faces."""
+    cells = patches.split(faces, 2).unflatten(0, (4, -1))
+    tints = torch.rand(4, 100, 3, 1, 1, generator=torch.Generator().manual_seed(0)) * 0.6 - 0.3
+    sets = {
+        "faces": faces,
+        "between": mixed([faces.roll(shift, 0) for shift in range(4)], 2),
+        "within": patches.merge(cells.flip(0).flatten(0, 1), 2),
+        "blurred": gaussian_blur(faces, 9, 2.0),
+        "tinted": patches.merge((cells + tints).clamp(-1, 1).flatten(0, 1), 2),
+    }
+    real = collect(images(crowd(100, seed=1), 32, 32))
+    rows = {name: by_name(figures(collect(generated), real, 2)) for name, generated in sets.items()}
+    seam, disagreement, distance, likeness = (
+        {name: found[figure].samples for name, found in rows.items()}
+        for figure in ("seam ratio, 2 x 2", "disagreement", "SWD x 10^3, mean", "MS-SSIM")
+    )
+    assert max(seam["faces"], seam["blurred"]) < 1.1 < 2 < min(seam["tinted"], seam["within"], seam["between"])
+    assert disagreement["faces"] < 0.001 < disagreement["blurred"] < 0.05
+    assert min(disagreement["within"], disagreement["tinted"]) > 0.1
+    assert disagreement["between"] > 2 * max(disagreement["within"], disagreement["tinted"])
+    assert distance["faces"] < distance["tinted"] < distance["between"] < distance["within"] < distance["blurred"]
+    assert likeness["between"] < likeness["tinted"] < likeness["within"] < likeness["faces"] < likeness["blurred"]
 
 
 def test_a_set_alone_and_a_grid_without_borders(faces):
