@@ -51,6 +51,7 @@ def restore(trainer: Trainer, contents: dict[str, Any], path: checkpoint.PathLik
     """
     if not contents["published"]:
         _check_same_model(trainer.whole_config, contents["config"], path)
+        _tell_another_halo(trainer, contents["config"].model.halo, path)
     optimizer = contents["optimizer"]
     if type(contents["step"]) is not int or not isinstance(optimizer, dict) or "param_groups" not in optimizer:
         raise InputError(f"{path}: holds no step and optimizer state; it can be sampled from, but not continued.")
@@ -72,12 +73,18 @@ def restore(trainer: Trainer, contents: dict[str, Any], path: checkpoint.PathLik
 
 
 def _check_same_model(wanted: Config, saved: Config, path: checkpoint.PathLike) -> None:
-    """Weights may fit and still mean something else, for example another objective."""
+    """Weights may fit and still mean something else, for example another objective. Another halo is soon learnt."""
     for section in ("model", "diffusion"):
         ours, theirs = getattr(wanted, section), getattr(saved, section)
         for field in dataclasses.fields(ours):
             expected, found = getattr(ours, field.name), getattr(theirs, field.name)
-            if expected != found:
+            if expected != found and field.name != "halo":
                 raise InputError(
                     f"{path}: was trained with {section}.{field.name} {found}, but the configuration says {expected}."
                 )
+
+
+def _tell_another_halo(trainer: Trainer, saved: int, path: checkpoint.PathLike) -> None:
+    wanted = trainer.whole_config.model.halo
+    if wanted != saved:
+        trainer.accelerator.print(f"{path}: was trained with a halo of {saved} pixels; going on with one of {wanted}.")

@@ -188,7 +188,7 @@ def playground(tmp_path_factory):
 
 def readme_commands():
     lines = [line for block in BLOCKS["bash"][2:] for line in block.strip().split("\n")]
-    return [line for line in lines if line.startswith(("accelerate launch", "python -m patch_based_ddpm"))]
+    return [line for line in lines if line.startswith(("accelerate launch", "python -m patch_based_ddpm", "for i in"))]
 
 
 @pytest.mark.slow
@@ -202,8 +202,11 @@ def test_readme_commands_run_word_for_word(playground, published_state):
     for line in commands:
         if line.endswith("configs/demo.json"):
             shutil.rmtree(playground / "logs" / "demo", ignore_errors=True)
+        if line.startswith("for i in"):  # processes that share a study
+            shutil.rmtree(playground / "logs" / "study")
+        words = ["bash", "-c", line] if line.startswith("for i in") else line.split()
         done = subprocess.run(
-            line.split(), cwd=playground, env=environment(PATH=path), capture_output=True, text=True, timeout=TIME_LIMIT
+            words, cwd=playground, env=environment(PATH=path), capture_output=True, text=True, timeout=TIME_LIMIT
         )
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     assert len(list((playground / "sampled").glob("*.png"))) == 65
@@ -214,6 +217,8 @@ def test_readme_commands_run_word_for_word(playground, published_state):
     figures = json.loads((playground / "logs" / "evaluation.json").read_text())["figures"]
     study = {path.name for path in (playground / "logs" / "study" / "faces32").iterdir() if path.is_file()}
     assert study == {"study.json", "tables.md", "study.png", "models.png", "samplers.png"}
+    for number in (1, 2):
+        assert "The fewest steps with an SWD of at most" in (playground / f"study-{number}.log").read_text()
     assert {"seam ratio, 4 x 4", "SWD x 10^3, 32 px", "MS-SSIM"} <= set(figures)
     assert len(list((playground / "logs" / "evaluation").glob("statistics-*.npz"))) == 2
     assert (playground / "logs" / "lsun_bedroom128" / "lmdb_keys-bedroom_train_lmdb.npz").exists()

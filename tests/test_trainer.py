@@ -372,6 +372,20 @@ def test_a_checkpoint_of_another_objective_is_refused(tmp_path):
         trainer.resume(trainer.folder.checkpoint(0))
 
 
+def test_a_model_goes_on_with_a_halo(tmp_path, capsys):
+    """Its weights are the same in number and meaning; what it sees around a patch is soon learnt."""
+    trainer = make_trainer(tmp_path, train_num_steps=2)
+    trainer.train()
+    (tmp_path / "b").mkdir()
+    wider = make_trainer(tmp_path / "b", train_num_steps=4, model={"halo": 2})
+    wider.resume(trainer.folder.last_checkpoint)
+    assert "model-last.pt: was trained with a halo of 0 pixels; going on with one of 2." in capsys.readouterr().out
+    assert wider.step == 2
+    assert_same(wider.unet.state_dict(), trainer.unet.state_dict())
+    wider.train()
+    assert contents(wider, 4)["config"].model.halo == 2
+
+
 def test_weights_alone_cannot_be_continued(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.save()
