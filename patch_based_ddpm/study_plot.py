@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patch_based_ddpm.live_memory import MIB
-from patch_based_ddpm.study_report import SWD
+from patch_based_ddpm.study_report import SWD, floor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,8 +83,7 @@ def _draw_range(axes: Axes, place: float, row: dict[str, Any]) -> None:
 
 
 def _draw_floor(axes: Axes, report: dict[str, Any]) -> None:
-    floor = next(iter(report["real"]["figures"].values()))[SWD]["samples"]
-    axes.axhline(floor, color="black", linestyle="--", label="real against real")
+    axes.axhline(floor(report), color="black", linestyle="--", label="real against real")
     axes.set_ylim(bottom=0)
 
 

@@ -280,12 +280,13 @@ def test_several_seeds_are_a_mean_and_a_range(finished, tmp_path):
         (only,) = row["runs"]
         only["figures"] |= {"SWD x 10^3, mean": {"samples": 10.0}, "disagreement": {"samples": 0.02}}
         other = copy.deepcopy(only)
-        other["figures"] |= {"SWD x 10^3, mean": {"samples": 13.0}}
+        other["figures"] |= {"SWD x 10^3, mean": {"samples": 13.0}, "MS-SSIM": {"samples": None}}
         row["runs"] = [only, other]
     text = markdown(report)
     row = cells(text)[0][0]
     assert row["SWD x 10^3"] == "11.5 (10.0-13.0)"
     assert row["disagreement"] == "0.0200"
+    assert re.fullmatch(r"0\.\d{3} of 1 runs", row["MS-SSIM"])
     assert "Over 2 seed(s) of training, mean (least-most)." in text
     report["samplers"]["rows"] = []
     assert len(cells(markdown(report))) == 1
@@ -341,7 +342,11 @@ def test_samplers_are_compared_over_all_seeds(finished):
     assert ddim["SWD x 10^3"] == "15.5 (10.2-20.8)"
     assert ddim["SWD over that of ddpm in 3"] == "1.03 (1.02-1.04)"
     assert ddpm["SWD over that of ddpm in 3"] == "1.00"
-    assert "The fewest steps with an SWD of at most 1.05 times that of ddpm in 3: ddim in 2." in text
+    floor = report["real"]["figures"]["2"]["SWD x 10^3, mean"]["samples"]
+    assert (
+        "The fewest steps with an SWD of at most 1.05 times that of ddpm in 3, in both of which is the floor of "
+        f"{floor:.1f}: ddim in 2."
+    ) in text
 
 
 @pytest.mark.slow
