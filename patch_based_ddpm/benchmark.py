@@ -48,9 +48,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         for kind in STEPS:
             rows[setting]["memory"][kind] = bench.memory(kind, setting)
     for kind in () if args.memory_only else STEPS:
-        taken = bench.seconds(kind, chosen, args.repeats, lambda rounds, kind=kind: _bar(rounds, kind))
+        fitting = [setting for setting in chosen if rows[setting]["memory"][kind] is not None]
+        taken = bench.seconds(kind, fitting, args.repeats, lambda rounds, kind=kind: _bar(rounds, kind))
         for setting in chosen:
-            rows[setting]["seconds"][kind] = taken[setting]
+            rows[setting]["seconds"][kind] = taken.get(setting)
 
     report = {
         "machine": _machine(device),

@@ -45,11 +45,13 @@ def save_plot(report: dict[str, Any], path: Path) -> None:
 def _draw_memory(axes: Axes, report: dict[str, Any]) -> None:
     whole = baseline(report, report["settings"][0], "whole image")
     for kind, colour in COLOURS.items():
-        line = whole["memory"][kind]["activations"] / MIB
-        axes.axhline(line, color=colour, linestyle="--", label=f"{kind}, plain network, whole image")
+        if (held := whole["memory"][kind]) is not None:
+            line = held["activations"] / MIB
+            axes.axhline(line, color=colour, linestyle="--", label=f"{kind}, plain network, whole image")
         for marker, (label, rows) in zip(cycle(MARKERS), _curves(report)):
-            heights = [row["memory"][kind]["activations"] / MIB for row in rows]
-            _curve(axes, rows, heights, f"{kind}, {label}", marker, colour)
+            fitting = [row for row in rows if row["memory"][kind] is not None]
+            heights = [row["memory"][kind]["activations"] / MIB for row in fitting]
+            _curve(axes, fitting, heights, f"{kind}, {label}", marker, colour)
     axes.set_ylabel("activations at their peak, MiB")
 
 
@@ -57,10 +59,11 @@ def _draw_time(axes: Axes, report: dict[str, Any]) -> None:
     axes.axhline(1, color="black", linestyle="--", label="plain network, whole image")
     for kind, colour in COLOURS.items():
         for marker, (label, rows) in zip(cycle(MARKERS), _curves(report)):
-            times = [relative_time(report, row, kind, "whole image") for row in rows]
-            _curve(axes, rows, [middle for middle, _, _ in times], f"{kind}, {label}", marker, colour)
+            pairs = [(row, relative_time(report, row, kind, "whole image")) for row in rows]
+            fitting, times = [row for row, time in pairs if time], [time for _, time in pairs if time]
+            _curve(axes, fitting, [middle for middle, _, _ in times], f"{kind}, {label}", marker, colour)
             axes.vlines(
-                [row["patch_divider"] for row in rows],
+                [row["patch_divider"] for row in fitting],
                 [least for _, least, _ in times],
                 [most for _, _, most in times],
                 color=colour,

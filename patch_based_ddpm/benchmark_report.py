@@ -10,6 +10,7 @@ from patch_based_ddpm.live_memory import KINDS, MIB
 
 STEP_NAMES = {"sampling": "denoising pass", "training": "training step"}
 BASELINES = ("whole image", "all patches")
+OUT_OF_MEMORY = "out of memory"
 
 DEFINITIONS = {
     "memory": "the most bytes of live tensors in one step, each kind for itself and all together; see live_memory.py",
@@ -68,7 +69,11 @@ def _memory_table(report: dict[str, Any], kind: str) -> Iterable[str]:
     yield from _head(*columns, device)
     for row in report["settings"]:
         held = row["memory"][kind]
-        yield _line(*_names(report, row), *(f"{held[name] / MIB:,.1f}" for name in (*columns, "device")))
+        if held is None:
+            cells = [OUT_OF_MEMORY, *[""] * len(columns)]
+        else:
+            cells = [f"{held[name] / MIB:,.1f}" for name in (*columns, "device")]
+        yield _line(*_names(report, row), *cells)
 
 
 def _speed_table(report: dict[str, Any], kind: str) -> Iterable[str]:
@@ -76,9 +81,12 @@ def _speed_table(report: dict[str, Any], kind: str) -> Iterable[str]:
     yield ""
     yield from _head("seconds", "images/s", *(f"time / {name}" for name in BASELINES))
     for row in report["settings"]:
+        if row["seconds"][kind] is None:
+            yield _line(*_names(report, row), OUT_OF_MEMORY, "", *[""] * len(BASELINES))
+            continue
         seconds = statistics.median(row["seconds"][kind])
         relative = [relative_time(report, row, kind, name) for name in BASELINES]
-        figures = [f"{middle:.3f} ({least:.3f}-{most:.3f})" for middle, least, most in relative]
+        figures = ["{:.3f} ({:.3f}-{:.3f})".format(*times) if times else "" for times in relative]
         yield _line(*_names(report, row), f"{seconds:.4g}", f"{report['batch_size'] / seconds:.4g}", *figures)
 
 
@@ -105,10 +113,17 @@ def baseline(report: dict[str, Any], row: dict[str, Any], name: str) -> dict[str
     return found
 
 
-def relative_time(report: dict[str, Any], row: dict[str, Any], kind: str, name: str) -> tuple[float, float, float]:
-    """Median, least and most of a row's time over its baseline's, each pair from the same round."""
-    other = baseline(report, row, name)["seconds"][kind]
-    return _spread([own / theirs for own, theirs in zip(row["seconds"][kind], other, strict=True)])
+def relative_time(
+    report: dict[str, Any], row: dict[str, Any], kind: str, name: str
+) -> tuple[float, float, float] | None:
+    """Median, least and most of a row's time over its baseline's, each pair from the same round.
+
+    None where one of the two ran out of memory.
+    """
+    own, theirs = row["seconds"][kind], baseline(report, row, name)["seconds"][kind]
+    if own is None or theirs is None:
+        return None
+    return _spread([one / other for one, other in zip(own, theirs, strict=True)])
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float, float]:

@@ -5,6 +5,7 @@ Shapes: `b` images, `c` channels, `H W` image, `N` patches a side.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import time
@@ -125,7 +126,7 @@ class Bench:
     device: torch.device
     compiled: bool
 
-    def memory(self, kind: str, setting: Setting) -> dict[str, int]:
+    def memory(self, kind: str, setting: Setting) -> dict[str, int] | None:
         """The peak of one step, the second one, so that the optimizer has its moments.
 
         Args:
@@ -134,19 +135,18 @@ class Bench:
 
         Returns:
             In bytes: the fields of `live_memory.Peak`, and `device`, see `live_memory.peak_memory`; on a GPU that is
-            of this step alone.
-
-        Raises:
-            InputError: the device runs out of memory.
+            of this step alone. None where the device runs out of memory.
         """
         gc.collect()  # what the model before held
-        model = self._build(kind, setting.network, setting.patch_divider, _weights(kind, setting))
-        self._step(kind, model, setting)
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        with LiveMemory(model.diffusion, model.optimizer) as meter:
-            self._step(kind, model, setting, clear=False)  # the meter recognises gradients when it closes
-        return asdict(meter.peak()) | {"device": peak_memory(self.device)}
+        with contextlib.suppress(torch.OutOfMemoryError):
+            model = self._build(kind, setting.network, setting.patch_divider, _weights(kind, setting))
+            self._step(kind, model, setting)
+            if self.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(self.device)
+            with LiveMemory(model.diffusion, model.optimizer) as meter:
+                self._step(kind, model, setting, clear=False)  # the meter recognises gradients when it closes
+            return asdict(meter.peak()) | {"device": peak_memory(self.device)}
+        return None
 
     def seconds(
         self, kind: str, chosen: Sequence[Setting], repeats: int, progress: Progress = iter
@@ -163,7 +163,7 @@ class Bench:
             The seconds of each setting in each round.
 
         Raises:
-            InputError: the device runs out of memory.
+            InputError: the device runs out of memory, though each setting alone may fit.
         """
         build = functools.cache(functools.partial(self._build, kind))
         models = {s: build(s.network, s.patch_divider, _weights(kind, s)) for s in chosen}
@@ -173,7 +173,15 @@ class Bench:
         for number in progress(range(repeats + 1)):
             for setting, model in models.items():
                 start = self._now()
-                self._step(kind, model, setting)
+                try:
+                    self._step(kind, model, setting)
+                except torch.OutOfMemoryError:
+                    raise InputError(
+                        f"the device ran out of memory in {kind} with the {setting.network} network, "
+                        f"{setting.patch_divider} x {setting.patch_divider} patches, {setting.patches} in a pass, "
+                        f"{setting.dtype}, beside the other models; fewer settings at once, or smaller images, would "
+                        "need less."
+                    ) from None
                 if number > 0:
                     taken[setting].append(self._now() - start)
         return taken
@@ -196,14 +204,7 @@ class Bench:
         return Model(diffusion, model.optimizer)
 
     def _step(self, kind: str, model: Model, setting: Setting, clear: bool = True) -> None:
-        try:
-            STEPS[kind](model, setting, self.images)
-        except torch.OutOfMemoryError:
-            raise InputError(
-                f"the device ran out of memory in {kind} with the {setting.network} network, {setting.patch_divider} x "
-                f"{setting.patch_divider} patches, {setting.patches} in a pass, {setting.dtype}; fewer or smaller "
-                "images or a smaller dim would need less."
-            ) from None
+        STEPS[kind](model, setting, self.images)
         if clear and model.optimizer is not None:
             model.optimizer.zero_grad()
 

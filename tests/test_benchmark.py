@@ -285,20 +285,49 @@ def test_only_our_network_is_compiled_and_sees_full_passes(make_config, monkeypa
         assert sizes == [3] * 3 * 2
 
 
+def cramp(monkeypatch, network, room):
+    """Let a network have room for `room` patches."""
+    kind = {"plain": PlainUNet, "lean": UNet}[network]
+    usual = kind.forward
+
+    def forward(self, patches, *others):
+        if len(patches) > room:
+            raise torch.OutOfMemoryError
+        return usual(self, patches, *others)
+
+    monkeypatch.setattr(kind, "forward", forward)
+
+
 @pytest.mark.parametrize("kind", ["sampling", "training"])
 def test_running_out_of_memory_is_told(make_config, monkeypatch, kind):
     """Sampling would go on with smaller passes, which is not what was to be measured."""
-
-    def forward(self, patches, *others):
-        if len(patches) > 4:
-            raise torch.OutOfMemoryError
-        return patches.clone()
-
-    monkeypatch.setattr(UNet, "forward", forward)
+    cramp(monkeypatch, "lean", room=4)
     warned = pytest.warns(RuntimeWarning, match="going on with 4") if kind == "sampling" else contextlib.nullcontext()
+    with warned:
+        assert bench(make_config).memory(kind, Setting("lean", 2, 8, "float32")) is None
     words = rf"out of memory in {kind} with the lean network, 2 x 2 patches, 8 in a pass, float32"
+    warned = pytest.warns(RuntimeWarning, match="going on with 4") if kind == "sampling" else contextlib.nullcontext()
     with warned, pytest.raises(InputError, match=words):
-        bench(make_config).memory(kind, Setting("lean", 2, 8, "float32"))
+        bench(make_config).seconds(kind, [Setting("lean", 2, 8, "float32")], repeats=1)
+
+
+@pytest.mark.filterwarnings("ignore:the device ran out of memory")
+@pytest.mark.parametrize(("network", "room"), [("plain", 1), ("plain", 4), ("lean", 4)])
+def test_what_does_not_fit_is_left_out_of_the_times(monkeypatch, tmp_path, network, room):
+    """A baseline that does not fit is why people come: the rest is measured all the same."""
+    cramp(monkeypatch, network, room)
+    flags = ["--patch-dividers", "2", "--patch-batch-sizes", "3,all", "--batch-size", 2, "--repeats", 1]
+    flags += ["--dtypes", "float32", "--device", "cpu"]
+    printed, report = run(tmp_path / "out", "--config", write_config(tmp_path), *flags)
+    cramped = [row["network"] == network and row["patches"] > room for row in report["settings"]]
+    assert sum(cramped) == (2 if room == 1 else 1)
+    for title, kind in TITLES.items():
+        for shown, row, out in zip(tables(printed)[title], report["settings"], cramped, strict=True):
+            assert ("out of memory" in shown.values()) == out
+            assert (row["memory"][kind] is None) == (row["seconds"][kind] is None) == out
+    relative = [row["time / all patches"] for row in tables(printed)["Time of a training step:"]]
+    assert relative.count("") == (4 if room == 1 else 3 if network == "plain" else 1)
+    drawn(tmp_path / "out" / "benchmark.png")
 
 
 @pytest.mark.parametrize(
