@@ -105,7 +105,7 @@ def open_samples(folder: Path, leave_out: str) -> ImageSet:
     samples = (path for path in listed.paths if path != leave_out and not _is_animated(folder / path))
     source = FolderSource(listed.root, tuple(samples))
     if not source.paths:
-        raise InputError(f"the folder {str(folder)!r} holds no image but {leave_out}, or animations alone.")
+        raise InputError(f"the folder {str(folder)!r} holds no image but {leave_out}, apart from animations.")
     first = source.read(0)
     if first.mode not in CHANNELS_OF_MODE:
         raise InputError(f"{source.name(0)} has mode {first.mode}; a sample must be L (grey), RGB or RGBA.")
@@ -118,7 +118,10 @@ def _is_animated(path: Path) -> bool:
     """Whether a file is a trajectory, or another picture that moves."""
     if path.suffix.lower() != ".webp":
         return False
-    with contextlib.suppress(OSError), Image.open(path) as image:  # what cannot be read is told when it is
+    with (
+        contextlib.suppress(OSError, Image.DecompressionBombError),
+        Image.open(path) as image,
+    ):  # what cannot be read is told when it is
         return image.is_animated
     return False
 

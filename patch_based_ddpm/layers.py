@@ -170,9 +170,9 @@ def _softmax(x: Tensor, dim: int) -> Tensor:
 
 
 def _in_dtype_of(x: Tensor) -> torch.autocast:
-    """Where autocast on a GPU would return float32, twice the memory, for the next convolution to round it again.
+    """Autocast off: on a GPU it would return float32, twice the memory, for the next convolution to round it again.
 
-    The kernels of these operators compute in float32 inside, whatever the dtype of what they read and write.
+    Norms and softmaxes compute in float32 inside, whatever the dtype of what they read and write.
     """
     return torch.autocast(x.device.type, enabled=False)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from patch_based_ddpm.command_line import compile_mode
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.diffusion import GaussianDiffusion
-from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.errors import OnePatchTooMany
 from patch_based_ddpm.live_memory import LiveMemory, peak_memory
 from patch_based_ddpm.passes import Passes
 from patch_based_ddpm.plain import PlainUNet
@@ -82,11 +82,13 @@ class Model:
 def sampling_step(model: Model, setting: Setting, images: int) -> None:
     """Denoise b random images by one step."""
     diffusion = model.diffusion
-    with torch.inference_mode():
+    diffusion.passes.limit = None
+    with torch.inference_mode(), contextlib.suppress(OnePatchTooMany):
         x_t, t = _noise_and_time(diffusion, images)
         diffusion.p_mean_variance(x_t, t, setting.patches)
-    if diffusion.passes.limit is not None:
-        raise torch.OutOfMemoryError  # it went on with fewer patches, which is another setting
+        if diffusion.passes.limit is None:
+            return
+    raise torch.OutOfMemoryError  # if it went on, then with fewer patches, which is another setting
 
 
 def training_step(model: Model, setting: Setting, images: int) -> None:
@@ -160,31 +162,26 @@ class Bench:
             progress: wraps the list of rounds, to show how far it is.
 
         Returns:
-            The seconds of each setting in each round.
-
-        Raises:
-            InputError: the device runs out of memory, though each setting alone may fit.
+            The seconds of each setting in each round. Those that find no room beside the others are not among them.
         """
         build = functools.cache(functools.partial(self._build, kind))
-        models = {s: build(s.network, s.patch_divider, _weights(kind, s)) for s in chosen}
-        if self.compiled:
-            models |= {s: self._compile(kind, models[s]) for s in chosen if s.network == "lean"}
-        taken = {setting: [] for setting in chosen}
+        models, taken = {}, {setting: [] for setting in chosen}
+        for setting in chosen:
+            with contextlib.suppress(torch.OutOfMemoryError):
+                model = build(setting.network, setting.patch_divider, _weights(kind, setting))
+                compiled = self.compiled and setting.network == "lean"
+                models[setting] = self._compile(kind, model) if compiled else model
         for number in progress(range(repeats + 1)):
-            for setting, model in models.items():
+            for setting, model in list(models.items()):
                 start = self._now()
                 try:
                     self._step(kind, model, setting)
                 except torch.OutOfMemoryError:
-                    raise InputError(
-                        f"the device ran out of memory in {kind} with the {setting.network} network, "
-                        f"{setting.patch_divider} x {setting.patch_divider} patches, {setting.patches} in a pass, "
-                        f"{setting.dtype}, beside the other models; fewer settings at once, or smaller images, would "
-                        "need less."
-                    ) from None
+                    del models[setting]
+                    continue
                 if number > 0:
                     taken[setting].append(self._now() - start)
-        return taken
+        return {setting: taken[setting] for setting in models}
 
     def _build(self, kind: str, network: str, patch_divider: int, dtype: str) -> Model:
         config = self.configs[patch_divider]

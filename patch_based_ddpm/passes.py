@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.errors import InputError, OnePatchTooMany
 
 
 @dataclass
@@ -27,7 +27,9 @@ class Passes:
     largest: int = 0
 
     def size(self, total: int, asked: int | None) -> int:
-        """How many patches of `total` share a pass, where `asked` (None: all) are wanted; more, if it is to be padded.
+        """How many patches of `total` share a pass, where `asked` (None: all) are wanted.
+
+        A padded pass is as large as the largest before it, which this remembers.
 
         Raises:
             InputError: `asked` is less than 1.
@@ -52,10 +54,10 @@ class Passes:
         """Halve the patches of a pass after the device ran out of memory with `size` of them.
 
         Raises:
-            InputError: there was only one.
+            OnePatchTooMany: there was only one.
         """
         if size == 1:
-            raise InputError(
+            raise OnePatchTooMany(
                 "the device ran out of memory with a single patch in a pass; fewer images at a time, a larger "
                 "patch_divider or a smaller dim would need less."
             )

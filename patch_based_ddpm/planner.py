@@ -95,7 +95,7 @@ def training_peak(
         batch_size: images of a micro-batch.
         patch_batch_size: patches per forward-backward pass; None: all.
         precision: "no", "bf16" or "fp16", of the activations.
-        processes: that train together; where there are several, the buckets in which they exchange gradients stay.
+        processes: that train together; the gradients of several stay, in the buckets in which they are exchanged.
     """
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
     autocast = torch.autocast("cpu", dtypes[precision]) if precision in dtypes else contextlib.nullcontext()

@@ -51,7 +51,6 @@ def restore(trainer: Trainer, contents: dict[str, Any], path: checkpoint.PathLik
     """
     if not contents["published"]:
         _check_same_model(trainer.whole_config, contents["config"], path)
-        _tell_another_halo(trainer, contents["config"].model.halo, path)
     optimizer = contents["optimizer"]
     if type(contents["step"]) is not int or not isinstance(optimizer, dict) or "param_groups" not in optimizer:
         raise InputError(f"{path}: holds no step and optimizer state; it can be sampled from, but not continued.")
@@ -70,6 +69,9 @@ def restore(trainer: Trainer, contents: dict[str, Any], path: checkpoint.PathLik
     trainer.bad_images = set(contents.get("bad_images", ()))
     rows = contents.get("window")
     trainer.window = Window(own_rows(rows, accelerator.process_index, accelerator.num_processes, accelerator.device))
+    wanted, saved = trainer.whole_config.model.halo, 0 if contents["published"] else contents["config"].model.halo
+    if wanted != saved:
+        accelerator.print(f"{path}: was trained with a halo of {saved} pixels; going on with one of {wanted}.")
 
 
 def _check_same_model(wanted: Config, saved: Config, path: checkpoint.PathLike) -> None:
@@ -82,9 +84,3 @@ def _check_same_model(wanted: Config, saved: Config, path: checkpoint.PathLike) 
                 raise InputError(
                     f"{path}: was trained with {section}.{field.name} {found}, but the configuration says {expected}."
                 )
-
-
-def _tell_another_halo(trainer: Trainer, saved: int, path: checkpoint.PathLike) -> None:
-    wanted = trainer.whole_config.model.halo
-    if wanted != saved:
-        trainer.accelerator.print(f"{path}: was trained with a halo of {saved} pixels; going on with one of {wanted}.")

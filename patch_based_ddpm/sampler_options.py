@@ -37,7 +37,7 @@ def check(sampler: str, *, eta: float, order: int | None) -> None:
 
 
 def defaults(sampler: str, timesteps: int) -> dict[str, Any]:
-    """The steps, order and spacing of a sampler that is given none.
+    """The steps, spacing and, where there are several, order of a sampler that is given none.
 
     Args:
         sampler: one of `SAMPLERS`.
@@ -45,4 +45,4 @@ def defaults(sampler: str, timesteps: int) -> dict[str, Any]:
     """
     if sampler == "dpm-solver++":
         return {"steps": min(SHORT, timesteps), "order": 2, "spacing": "logsnr"}
-    return {"steps": timesteps, "order": None, "spacing": "trailing"}
+    return {"steps": timesteps, "spacing": "trailing"}

@@ -183,7 +183,8 @@ def draw(
     check(sampler, eta=eta, order=order)
     noise = ImageNoise(seeds, diffusion.image_shape, diffusion.alpha_bar.device)
     given = {"steps": steps, "order": order, "spacing": spacing}
-    options = {name: value for name, value in given.items() if value is not None}
+    options = defaults(sampler, diffusion.timesteps)
+    options |= {name: value for name, value in given.items() if value is not None}
     options |= {"noise": noise, "patch_batch_size": patch_batch_size, "progress": progress, "observe": observe}
     match sampler:
         case "ddpm":

@@ -32,6 +32,13 @@ from patch_based_ddpm.study_config import Run, StudyConfig
 BATCH = 32  # images that are measured at a time
 STRIP_PIXELS = 256  # width of the images beside a result
 MOST_IN_STRIP = 8
+WITHOUT_EFFECT = frozenset(  # keys of `trainer` that change nothing of what is learnt
+    {
+        *("log_dir", "num_workers", "log_every", "checkpoints_total_limit"),
+        *("wandb_enabled", "wandb_project", "wandb_name"),
+        *("preview_count", "preview_sampler", "preview_steps", "preview_eta", "preview_order"),
+    }
+)
 
 
 class Part(NamedTuple):
@@ -61,7 +68,7 @@ def check_unchanged(run: Run) -> None:
     held = Config.load(run.folder.config).to_dict()
     for section, wanted in run.config.to_dict().items():
         for key, value in wanted.items():
-            if key != "log_dir" and held[section][key] != value:
+            if key not in WITHOUT_EFFECT and held[section][key] != value:
                 raise InputError(
                     f"{run.folder.root} was trained with {section}.{key} {json.dumps(held[section][key])}, but the "
                     f"study says {json.dumps(value)}; choose another trainer.log_dir, or remove that folder."
@@ -118,7 +125,7 @@ class Parts:
 
     def _part(self, name: str, run: Run, sampler: str, steps: int, with_memory: bool) -> Part:
         sections = run.config.to_dict()
-        sections["trainer"].pop("log_dir")
+        sections["trainer"] = {key: value for key, value in sections["trainer"].items() if key not in WITHOUT_EFFECT}
         counts = {"samples": self.study.samples, "real_images": self.study.real_images}
 
         def measure() -> tuple[dict[str, Any], list[np.ndarray]]:

@@ -97,8 +97,8 @@ def _recommendation(report: dict[str, Any]) -> list[str]:
         return []
     return [
         "",
-        f"The fewest steps with an SWD of at most {TOLERANCE} times that of ddpm in {yardstick['steps']:,}, in both of "
-        f"which is the floor of {floor(report):.1f}: {fastest['sampler']} in {fastest['steps']:,}.",
+        f"The fewest steps with an SWD of at most {TOLERANCE} times that of ddpm in {yardstick['steps']:,} (both "
+        f"include the floor of {floor(report):.1f}): {fastest['sampler']} in {fastest['steps']:,}.",
     ]
 
 
@@ -136,7 +136,7 @@ def _quality(measured: Sequence[tuple[int, dict[str, Any]]]) -> Iterator[str]:
     for name, decimals in QUALITY.values():
         values = [figures[name.format(N)]["samples"] for N, figures in measured if name.format(N) in figures]
         told = [value for value in values if value is not None]
-        yield _cell(told, decimals) + (f" of {len(told)} runs" if len(told) < len(values) else "")
+        yield _cell(told, decimals) + (f" [{len(told)} of {len(values)}]" if len(told) < len(values) else "")
 
 
 def _cell(values: Sequence[float], decimals: int) -> str:

@@ -78,8 +78,13 @@ class TrainingStep:
             self.optimizer.step()
         else:
             self.accelerator.scaler.update()  # lowers the scale of fp16 losses
-        self.optimizer.zero_grad()
+        self._zero_gradient()
         return StepResult(loss, grad_norm, patch_loss, applied)
+
+    def _zero_gradient(self) -> None:
+        # Several processes exchange gradients in buckets that stay, and the gradients are views of them. Given up,
+        # they would be made anew beside the buckets.
+        self.optimizer.zero_grad(set_to_none=self.accelerator.num_processes == 1)
 
     def lay_out_moments(self) -> None:
         """Give loaded moments the memory layout of their parameters; fused Adam walks through both side by side."""
@@ -105,7 +110,7 @@ class TrainingStep:
             with contextlib.suppress(torch.OutOfMemoryError):
                 losses = [self._backward(step, micro_step, x_0) for micro_step, x_0 in enumerate(micro_batches)]
                 return torch.stack(losses).mean(dim=0)
-            self.optimizer.zero_grad()
+            self._zero_gradient()
             self.diffusion.passes.shrink(self._patches_a_pass(micro_batches[0]))
 
     def _patches_a_pass(self, x_0: Tensor) -> int:

@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -114,6 +116,20 @@ def test_several_processes_keep_their_gradients_for_the_exchange():
     assert several.total > planner.training_peak(alone, **one).total + 0.5 * several.gradients
 
 
+@contextlib.contextmanager
+def autocast(device):
+    """As torch.autocast does it, which does nothing for a GPU that is not there."""
+    before = torch.get_autocast_dtype(device)
+    torch.set_autocast_dtype(device, torch.bfloat16)
+    torch.set_autocast_enabled(device, True)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled(device, False)
+        torch.set_autocast_dtype(device, before)
+        torch.clear_autocast_cache()
+
+
 def test_a_gpus_autocast_holds_what_a_cpus_does():
     """It would return float32 from norms and softmaxes. Fake tensors claim to be on a GPU; forward pass of a level."""
     held = {}
@@ -121,12 +137,8 @@ def test_a_gpus_autocast_holds_what_a_cpus_does():
         with FakeTensorMode(), torch.device(device):
             level = UNet.from_config(small(2).model).encoder[0]
             x, condition = torch.zeros(8, 10, 16, 16).to(memory_format=torch.channels_last), torch.zeros(8, 64)
-            torch.set_autocast_dtype(device, torch.bfloat16)
-            torch.set_autocast_enabled(device, True)  # torch.autocast does nothing where there is no GPU
-            with LiveMemory(level) as memory:
+            with LiveMemory(level) as memory, autocast(device):
                 out = level(x, condition)
-            torch.set_autocast_enabled(device, False)
-            torch.clear_autocast_cache()
             assert (out.device.type, out.dtype) == (device, torch.bfloat16)
         held[device] = memory.peak()
     assert held["cuda"].activations == pytest.approx(held["cpu"].activations, rel=0.01)

@@ -219,6 +219,8 @@ def test_a_changed_config_is_noticed(finished, tmp_path, work):
         f"{tmp_path / 'study' / 'N1-seed0'} was trained with trainer.train_lr 0.0001, but the study says 0.5; choose "
         "another trainer.log_dir, or remove that folder."
     )
+    run(write_study(tmp_path, trainer={"preview_eta": 1.0, "preview_sampler": "ddim", "num_workers": 1}))
+    assert work["images"] == []  # that changes nothing
     more = run(write_study(tmp_path, study={"samples": SAMPLES + 1, "dpm_solver_pp_steps": [2]}))
     assert work["steps"] == []
     # one more image of each, and all of the new sampler's
@@ -286,7 +288,7 @@ def test_several_seeds_are_a_mean_and_a_range(finished, tmp_path):
     row = cells(text)[0][0]
     assert row["SWD x 10^3"] == "11.5 (10.0-13.0)"
     assert row["disagreement"] == "0.0200"
-    assert re.fullmatch(r"0\.\d{3} of 1 runs", row["MS-SSIM"])
+    assert re.fullmatch(r"0\.\d{3} \[1 of 2\]", row["MS-SSIM"])
     assert "Over 2 seed(s) of training, mean (least-most)." in text
     report["samplers"]["rows"] = []
     assert len(cells(markdown(report))) == 1
@@ -344,8 +346,8 @@ def test_samplers_are_compared_over_all_seeds(finished):
     assert ddpm["SWD over that of ddpm in 3"] == "1.00"
     floor = report["real"]["figures"]["2"]["SWD x 10^3, mean"]["samples"]
     assert (
-        "The fewest steps with an SWD of at most 1.05 times that of ddpm in 3, in both of which is the floor of "
-        f"{floor:.1f}: ddim in 2."
+        "The fewest steps with an SWD of at most 1.05 times that of ddpm in 3 (both include the floor of "
+        f"{floor:.1f}): ddim in 2."
     ) in text
 
 

@@ -239,6 +239,9 @@ if rank == 1:
 before = unet.conv_in.weight.detach().clone()
 assert not step(5, poisoned).applied  # both processes skip what one of them found not finite
 assert torch.equal(unet.conv_in.weight, before)
+places = [p.grad.data_ptr() for p in unet.parameters()]
+assert step(6, images(2, seed=rank)).applied
+assert places == [p.grad.data_ptr() for p in unet.parameters()]  # in the buckets, which stay
 Path(sys.argv[1], f"process {rank} of {world} agrees").touch()  # lines printed at once may run into each other
 """
 
