@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 HEADS = 4
 HEAD_CHANNELS = 32
+CPU_VECTOR = 16  # values that PyTorch's CPU kernels take together where an operator computes in float32
 
 
 class SinusoidalEmbedding(nn.Module):
@@ -57,12 +58,22 @@ class ChannelLayerNorm(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation (Wu & He 2018), the result in the dtype of the input."""
+    """Group normalisation (Wu & He 2018), the result in the dtype and the layout of the input."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` (n, c, h, w)."""
+        if self._is_slow_in_channels_last(x):
+            return self._normalise(x.contiguous()).contiguous(memory_format=torch.channels_last)
+        return self._normalise(x)
+
+    def _normalise(self, x: Tensor) -> Tensor:
         with _in_dtype_of(x):
             return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+    def _is_slow_in_channels_last(self, x: Tensor) -> bool:
+        """Whether PyTorch would take one value of `x` at a time: two copies are 2 to 13 times as fast as that."""
+        narrow = self.num_channels // self.num_groups < CPU_VECTOR
+        return narrow and x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
 
 
 class ResBlock(nn.Module):

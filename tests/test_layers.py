@@ -5,7 +5,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from patch_based_ddpm.layers import Attention, ChannelLayerNorm, LinearAttention, ResBlock, SinusoidalEmbedding
+from patch_based_ddpm.layers import (
+    Attention,
+    ChannelLayerNorm,
+    GroupNorm,
+    LinearAttention,
+    ResBlock,
+    SinusoidalEmbedding,
+)
 
 
 def randomised(module):
@@ -60,6 +67,19 @@ def group_norm(x, groups, norm):
     parts = [(part - part.mean((1, 2, 3), keepdim=True)) for part in x.chunk(groups, dim=1)]
     parts = [part / ((part**2).mean((1, 2, 3), keepdim=True) + 1e-5).sqrt() for part in parts]
     return torch.cat(parts, dim=1) * norm.weight[None, :, None, None] + norm.bias[None, :, None, None]
+
+
+@pytest.mark.parametrize("channels", [8, 64])  # 4 and 32 in a group
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_group_norm_is_its_definition_in_any_dtype_and_keeps_the_layout(channels, dtype):
+    norm = GroupNorm(2, channels)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = (torch.randn(3, channels, 4, 6) * 2 + 1).to(dtype).contiguous(memory_format=torch.channels_last)
+    got = norm(x)
+    assert got.dtype == dtype
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(got.float(), group_norm(x.float(), 2, norm), atol=30 * torch.finfo(dtype).eps, rtol=0)
 
 
 def silu(x):
