@@ -18,7 +18,10 @@ QUALITY = {  # column: name of the figure, decimals
 }
 TOLERANCE = 1.05  # times the yardstick's SWD that count as equal to it
 MEMORY = [(kind, part) for kind in ("training", "sampling") for part in ("activations", "total")]
-YES = {True: "yes", False: "no"}
+NAMES = (
+    "NK: K x K patches as in the paper; haloP: with a halo of P pixels; no-position, no-content, neither: without "
+    "position conditioning, without global content conditioning, without both."
+)
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -40,6 +43,8 @@ def markdown(report: dict[str, Any]) -> str:
         "patch a pass:",
         "",
         *_models(report),
+        "",
+        NAMES,
         "",
         "Real against real: as many other real faces, the floor that no model gets below but by chance; their seam "
         "ratios are those on the grids of all N.",
@@ -109,14 +114,13 @@ def floor(report: dict[str, Any]) -> float:
 
 def _models(report: dict[str, Any]) -> Iterator[str]:
     memory = [f"{kind} {'activations' if part == 'activations' else 'in all'}" for kind, part in MEMORY]
-    yield from _head("model", "N", "halo", "position", "global content", *memory, *QUALITY)
+    yield from _head("model", *memory, *QUALITY)
     for row in report["models"]:
         runs, N = row["runs"], row["patch_divider"]
-        told = (str(row["halo"]), YES[row["position_conditioning"]], YES[row["global_content_conditioning"]])
-        held = [_cell([run["memory"][kind][part] / MIB for run in runs], 1) for kind, part in MEMORY]
-        yield _line(row["name"], str(N), *told, *held, *_quality([(N, run["figures"]) for run in runs]))
+        held = [_cell([run["memory"][kind][part] / MIB for run in runs], 2) for kind, part in MEMORY]
+        yield _line(row["name"], *held, *_quality([(N, run["figures"]) for run in runs]))
     real = [(int(N), figures) for N, figures in report["real"]["figures"].items()]
-    yield _line("real against real", *[""] * 4, *[""] * len(MEMORY), *_quality(real))
+    yield _line("real against real", *[""] * len(MEMORY), *_quality(real))
 
 
 def _samplers(report: dict[str, Any]) -> Iterator[str]:

@@ -253,16 +253,11 @@ def test_the_tables_hold_what_the_json_holds(finished):
         figures, N = only["figures"], row["patch_divider"]
         assert found["SWD x 10^3"] == f"{figures['SWD x 10^3, mean']['samples']:.1f}"
         assert found["MS-SSIM"] == f"{figures['MS-SSIM']['samples']:.3f}"
-        assert found["halo"] == str(row["halo"])
-        assert found["training activations"] == f"{only['memory']['training']['activations'] / MIB:.1f}"
-        assert found["sampling in all"] == f"{only['memory']['sampling']['total'] / MIB:.1f}"
+        assert found["training activations"] == f"{only['memory']['training']['activations'] / MIB:.2f}"
+        assert found["sampling in all"] == f"{only['memory']['sampling']['total'] / MIB:.2f}"
         seam = "" if N == 1 else f"{figures[f'seam ratio, {N} x {N}']['samples']:.3f}"
         assert found["seam ratio"] == seam
         assert found["disagreement"] == ""  # so small a face cannot be read
-        assert (found["position"] == "yes", found["global content"] == "yes") == (
-            row["position_conditioning"],
-            row["global_content_conditioning"],
-        )
     floor = report["real"]["figures"]["2"]
     for table in (models, samplers):
         assert table[-1]["SWD x 10^3"] == f"{floor['SWD x 10^3, mean']['samples']:.1f}"
