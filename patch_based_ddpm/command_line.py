@@ -19,6 +19,7 @@ from patch_based_ddpm.errors import InputError
 USAGE_ERROR = 2
 COUNT_LIMIT, BYTES_LIMIT = 2**32, 2**63  # beyond what any computer can be asked for
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PATIENCE = timedelta(days=1)  # with which processes wait for each other
 BYTE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -86,7 +87,7 @@ def allow_tf32() -> None:
 def start_accelerator(**options: Any) -> Accelerator:
     """This process among the others, patient with those that have more to draw or a file to write."""
     allow_tf32()
-    patient = InitProcessGroupKwargs(timeout=timedelta(days=1))
+    patient = InitProcessGroupKwargs(timeout=PATIENCE)
     return Accelerator(
         kwargs_handlers=[patient, DistributedDataParallelKwargs(gradient_as_bucket_view=True)], **options
     )
@@ -95,13 +96,6 @@ def start_accelerator(**options: Any) -> Accelerator:
 def compile_mode(device: torch.device) -> str | None:
     """How torch.compile makes a network fast that draws: on a GPU as CUDA graphs, which want passes of one shape."""
     return "reduce-overhead" if device.type == "cuda" else None
-
-
-def hold_to(device: torch.device, max_memory: int) -> None:
-    """Let PyTorch allocate no more than `max_memory` bytes on a GPU; a CPU is not held to it."""
-    if device.type == "cuda":
-        whole = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, max_memory / whole), device)
 
 
 def can_plot(picture: Path) -> bool:

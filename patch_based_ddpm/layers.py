@@ -1,7 +1,8 @@
 """The network's building blocks: residual block, the two attentions, channel norm, embeddings of time.
 
 Feature maps lie in memory pixel by pixel, all channels of a pixel together (PyTorch's `channels_last`), which
-convolutions like best, and which lets the attentions take them for rows of pixels without a copy.
+convolutions like best, and which lets the attentions take them for rows of pixels without a copy. Where a layer returns
+another layout (PyTorch's group norm does on a GPU), the next convolution goes back to this one.
 
 Shapes: `n` patches in the pass, `c` channels, `h w` the feature map's height and width at that level, `p` its pixels.
 """
@@ -58,7 +59,7 @@ class ChannelLayerNorm(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation (Wu & He 2018), the result in the dtype and the layout of the input."""
+    """Group normalisation (Wu & He 2018), the result in the dtype of the input."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` (n, c, h, w)."""

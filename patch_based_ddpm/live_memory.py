@@ -161,6 +161,12 @@ def _tensors_of(optimizer: torch.optim.Optimizer | None) -> Iterable[Tensor]:
     return [value for state in states for value in state.values() if isinstance(value, Tensor)]
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` of a GPU count from now on; what a process occupied at most is never forgotten."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory(device: torch.device) -> int:
     """The most bytes held so far: on a GPU what PyTorch allocated there, on a CPU what the process occupied."""
     if device.type == "cuda":

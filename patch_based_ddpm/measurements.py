@@ -27,6 +27,7 @@ from patch_based_ddpm.unet import UNet
 
 NETWORKS = {"plain": PlainUNet, "lean": UNet.from_config}
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+WARM_UP, WARM_UP_COMPILED = 1, 3  # rounds that do not count; CUDA graphs are recorded in the second one
 
 Progress = Callable[[Sequence[Any]], Iterable[Any]]
 
@@ -158,7 +159,7 @@ class Bench:
         Args:
             kind: "sampling" or "training".
             chosen: what to time.
-            repeats: rounds that count; one before them warms up.
+            repeats: rounds that count, after those that warm up.
             progress: wraps the list of rounds, to show how far it is.
 
         Returns:
@@ -171,7 +172,8 @@ class Bench:
                 model = build(setting.network, setting.patch_divider, _weights(kind, setting))
                 compiled = self.compiled and setting.network == "lean"
                 models[setting] = self._compile(kind, model) if compiled else model
-        for number in progress(range(repeats + 1)):
+        warm_up = WARM_UP_COMPILED if self.compiled else WARM_UP
+        for number in progress(range(warm_up + repeats)):
             for setting, model in list(models.items()):
                 start = self._now()
                 try:
@@ -179,7 +181,7 @@ class Bench:
                 except torch.OutOfMemoryError:
                     del models[setting]
                     continue
-                if number > 0:
+                if number >= warm_up:
                     taken[setting].append(self._now() - start)
         return {setting: taken[setting] for setting in models}
 

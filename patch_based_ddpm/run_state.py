@@ -59,8 +59,7 @@ def restore(trainer: Trainer, contents: dict[str, Any], path: checkpoint.PathLik
     if contents["published"]:
         names = [name for name, _ in trainer.unet.named_parameters()]
         optimizer = published.translate_optimizer(optimizer, contents["published_model"], names)
-    trainer.training_step.optimizer.load_state_dict(optimizer)
-    trainer.training_step.lay_out_moments()
+    trainer.training_step.load_optimizer(optimizer)
     accelerator = trainer.accelerator
     if contents["scaler"] is not None and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(contents["scaler"])

@@ -109,7 +109,6 @@ def _limit_passes(
         min(patches, args.patch_batch_size or patches),
         args.max_memory,
     )
-    command_line.hold_to(accelerator.device, args.max_memory)
     accelerator.print(planner.sentence(diffusion.passes.limit, patches, peak, args.max_memory))
 
 

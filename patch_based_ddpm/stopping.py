@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from patch_based_ddpm.command_line import PATIENCE
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -73,7 +75,7 @@ class SignalWatch:
         self._before = {number: signal.signal(number, self._receive) for number in HEEDED}
         # Wishes travel between the processes' CPUs, so that no GPU is waited for.
         several = self._accelerator.num_processes > 1
-        self._group = torch.distributed.new_group(backend="gloo") if several else None
+        self._group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE) if several else None
         return self
 
     def __exit__(self, *_: object) -> None:

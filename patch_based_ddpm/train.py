@@ -127,7 +127,6 @@ def _largest_patch_batch(config: Config, accelerator: Accelerator, max_memory: i
         min(patches, config.trainer.patch_batch_size or patches),
         max_memory,
     )
-    command_line.hold_to(accelerator.device, max_memory)
     accelerator.print(planner.sentence(size, patches, peak, max_memory))
     return size
 

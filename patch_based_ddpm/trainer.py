@@ -21,7 +21,7 @@ from patch_based_ddpm.config import Config
 from patch_based_ddpm.data import Pixels
 from patch_based_ddpm.diffusion import GaussianDiffusion
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.live_memory import MIB, peak_memory
+from patch_based_ddpm.live_memory import MIB, forget_peak_memory, peak_memory
 from patch_based_ddpm.previews import draw_preview
 from patch_based_ddpm.run_folder import RunFolder
 from patch_based_ddpm.saving import Saver, tell_unwritten
@@ -59,7 +59,8 @@ class Trainer:
         unet.recompute = self.config.recompute_activations
         unet, optimizer = accelerator.prepare(unet, adam)
         if self.config.compile:
-            accelerator.unwrap_model(unet).compile(dynamic=False)
+            # A study trains several networks in one process, each with its own count of recompilations.
+            _unwrapped(accelerator, unet).compile(dynamic=False, isolate_recompiles=True)
         diffusion = GaussianDiffusion(unet, config).to(accelerator.device)
         diffusion.passes.padded = self.config.compile  # one shape, compiled once
         self.averaged = GaussianDiffusion(self.ema.ema_model, config).to(accelerator.device)
@@ -74,7 +75,7 @@ class Trainer:
     @property
     def unet(self) -> UNet:
         """The network in training, without the accelerator's wrappers."""
-        return self.accelerator.unwrap_model(self.training_step.diffusion.unet)
+        return _unwrapped(self.accelerator, self.training_step.diffusion.unet)
 
     @property
     def images_per_step(self) -> int:
@@ -90,12 +91,13 @@ class Trainer:
         """Run the steps that are left.
 
         Raises:
-            InputError: an image cannot be read or the cache not be built, or too many steps in a row were not finite or
-                could not be saved.
+            InputError: an image cannot be read or the cache not be built, too many steps in a row were not finite or
+                could not be saved, or the last one before the run ends could not.
             Stopped: a signal asked for it; this step is saved.
         """
         pixels = prepare_pixels(self.whole_config, self.accelerator, self.source, self.folder)
         self.tracker.start()
+        forget_peak_memory(self.accelerator.device)
         try:
             with self.signals:
                 self._train(pixels)
@@ -119,7 +121,8 @@ class Trainer:
                     self._check_skips(result)
                     bar.set_postfix(self._log())
                 wish = self.signals.agreed()
-                if (self._preview_is_due or wish) and not self.save() and self._is_last:
+                is_last = self._is_last or wish is Wish.STOP
+                if (self._preview_is_due or wish) and not self.save() and is_last:
                     raise InputError(f"step {self.step}, the last one, could not be saved.")
                 if wish is Wish.STOP:
                     self.signals.stop()
@@ -233,3 +236,8 @@ class Trainer:
         return tqdm(
             steps, desc=what, initial=done, total=done + len(steps), disable=hidden, leave=leave, dynamic_ncols=True
         )
+
+
+def _unwrapped(accelerator: Accelerator, unet: torch.nn.Module) -> UNet:
+    """The network itself, also where the launcher was asked to compile it."""
+    return accelerator.unwrap_model(unet, keep_torch_compile=False)

@@ -8,6 +8,7 @@ Shapes: `b` images of a micro-batch, `n` patches in the pass, `c` channels, `H W
 import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -86,8 +87,15 @@ class TrainingStep:
         # they would be made anew beside the buckets.
         self.optimizer.zero_grad(set_to_none=self.accelerator.num_processes == 1)
 
-    def lay_out_moments(self) -> None:
-        """Give loaded moments the memory layout of their parameters; fused Adam walks through both side by side."""
+    def load_optimizer(self, state: dict[str, Any]) -> None:
+        """Go on from the optimizer of a checkpoint, which may be one of an Adam that was not fused.
+
+        Args:
+            state: what `state_dict` returned there.
+        """
+        groups = [{**group, "fused": True, "foreach": None} for group in state["param_groups"]]
+        self.optimizer.load_state_dict({**state, "param_groups": groups})
+        # Fused Adam walks through parameters and moments side by side, in memory.
         for parameter, state in self.optimizer.optimizer.state.items():
             for name, values in state.items():
                 if values.shape == parameter.shape and values.stride() != parameter.stride():
@@ -131,15 +139,16 @@ class TrainingStep:
             done += len(batch.target)
             # Gradients add up locally; processes exchange them once, with the last patches of the optimizer step.
             exchange = micro_step == accumulate - 1 and done == patches
-            with self._exchange(x_0) if exchange else self.accelerator.no_sync(self.diffusion.unet):
+            with contextlib.nullcontext() if exchange else self.accelerator.no_sync(self.diffusion.unet):
                 chunk = self.diffusion.patch_losses(batch)  # (n,)
-                self.accelerator.backward(chunk.sum() / (patches * accumulate))
+                with self._exchange(x_0) if exchange else contextlib.nullcontext():
+                    self.accelerator.backward(chunk.sum() / (patches * accumulate))
             losses.append(chunk.detach())
         return reduce(torch.cat(losses), "(s b) -> s", "mean", b=len(x_0))
 
     @contextlib.contextmanager
     def _exchange(self, x_0: Tensor) -> Iterator[None]:
-        """The pass in which processes exchange gradients: with others in it, it cannot be begun anew."""
+        """The backward pass in which processes exchange gradients: with others in it, it cannot be begun anew."""
         try:
             yield
         except torch.OutOfMemoryError as error:

@@ -10,6 +10,7 @@ from test_trainer import contents, make_trainer
 from patch_based_ddpm import checkpoint
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.saving import MAX_FAILED_SAVES
+from patch_based_ddpm.stopping import Wish
 
 
 @pytest.fixture
@@ -56,6 +57,15 @@ def test_a_run_whose_last_step_is_not_saved_has_failed(tmp_path, full_disk):
     trainer = make_trainer(tmp_path, train_num_steps=2, save_and_sample_every=2, preview_count=0)
     full_disk(True)
     with pytest.raises(InputError, match=r"^step 2, the last one, could not be saved\.$"):
+        trainer.train()
+
+
+def test_a_stopped_run_whose_step_is_not_saved_has_failed(tmp_path, full_disk, monkeypatch):
+    """A job scheduler would start it again and again from the same checkpoint."""
+    trainer = make_trainer(tmp_path, train_num_steps=9, save_and_sample_every=9, preview_count=0)
+    monkeypatch.setattr(trainer.signals, "agreed", lambda: Wish.STOP if trainer.step == 4 else Wish.NOTHING)
+    full_disk(True)
+    with pytest.raises(InputError, match=r"^step 4, the last one, could not be saved\.$"):
         trainer.train()
 
 

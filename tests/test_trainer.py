@@ -349,6 +349,37 @@ def test_a_published_checkpoint_can_be_continued(tmp_path, monkeypatch):
     assert_same(resumed.training_step.optimizer.state_dict()["state"], optimizer["state"])
 
 
+def test_a_published_checkpoint_goes_on_learning(tmp_path, published_state):
+    """Its Adam is not fused, ours is."""
+    state = published_state(5, 8, (1, 2), 2)
+    learnt = [values for name, values in state.items() if name.startswith("denoise_fn.")]
+    parameters = [torch.nn.Parameter(values.clone()) for values in learnt]
+    adam = torch.optim.Adam(parameters, lr=1e-4)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    adam.step()
+    torch.save({"step": 4, "model": state, "ema": state, "opt": adam.state_dict()}, tmp_path / "published.pt")
+    resumed = make_trainer(tmp_path)
+    resumed.resume(tmp_path / "published.pt")
+    before = {name: values.clone() for name, values in resumed.unet.state_dict().items()}
+    resumed.train()
+    assert resumed.step == 6
+    assert resumed.skips.figures()[0] == 0
+    assert not torch.equal(resumed.unet.state_dict()["conv_in.weight"], before["conv_in.weight"])
+    assert resumed.training_step.optimizer.optimizer.state[resumed.unet.conv_in.weight]["step"] == 3
+
+
+def test_a_network_that_the_launcher_compiles_is_saved_under_its_own_names(tmp_path):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    trainer = make_trainer(tmp_path, accelerator=Accelerator(cpu=True, dynamo_backend="eager"), train_num_steps=1)
+    trainer.train()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    (tmp_path / "b").mkdir()
+    resumed = make_trainer(tmp_path / "b")
+    resumed.resume(trainer.folder.checkpoint(1))
+    assert_same(resumed.unet.state_dict(), dict(trainer.unet.state_dict()))
+
+
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.save()
