@@ -20,7 +20,7 @@ DEFINITIONS = {
     "and features",
     "training": "one optimizer step: the gradient of all patches of the images, then fused Adam; bf16: autocast over "
     "float32 weights",
-    "seconds": "of one step; the settings in turn, round after round, after a round that is not counted",
+    "seconds": "of one step; the settings in turn, round after round, after rounds that are not counted",
     "images/s": "images over the median of the seconds; of denoising passes it is images by one step each",
     "time / whole image": "seconds over those of the plain network on whole images (N = 1, float32) in the same round: "
     "median (least-most) of the rounds",
