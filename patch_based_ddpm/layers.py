@@ -2,7 +2,8 @@
 
 Feature maps lie in memory pixel by pixel, all channels of a pixel together (PyTorch's `channels_last`), which
 convolutions like best, and which lets the attentions take them for rows of pixels without a copy. Where a layer returns
-another layout (PyTorch's group norm does on a GPU), the next convolution goes back to this one.
+another layout (PyTorch's group norm does on a GPU), the next convolution goes back to this one. Some convolutions
+prefer that other layout, see `UNet.lay_out`.
 
 Shapes: `n` patches in the pass, `c` channels, `h w` the feature map's height and width at that level, `p` its pixels.
 """
@@ -77,6 +78,16 @@ class GroupNorm(nn.GroupNorm):
         return narrow and x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
 
 
+class Conv2d(nn.Conv2d):
+    """A convolution that takes its input in the memory layout of its kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve `x` (n, in_channels, h, w)."""
+        in_channels_last = self.weight.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if in_channels_last else torch.contiguous_format
+        return super().forward(x.contiguous(memory_format=layout))
+
+
 class ResBlock(nn.Module):
     """Two convolutions with a residual connection, the first one's output scaled and shifted by the condition.
 
@@ -89,10 +100,10 @@ class ResBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, *, condition_dim: int | None, groups: int) -> None:
         super().__init__()
-        self.conv_1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv_1 = Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm_1 = GroupNorm(groups, out_channels)
         self.modulation = None if condition_dim is None else nn.Linear(condition_dim, 2 * out_channels)
-        self.conv_2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_2 = Conv2d(out_channels, out_channels, 3, padding=1)
         self.norm_2 = GroupNorm(groups, out_channels)
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from patch_based_ddpm.layers import (
     Attention,
     ChannelLayerNorm,
+    Conv2d,
     GroupNorm,
     LinearAttention,
     ResBlock,
@@ -84,6 +85,18 @@ def test_group_norm_is_its_definition_in_any_dtype_and_keeps_the_layout(channels
 
 def silu(x):
     return x / (1 + (-x).exp())
+
+
+@pytest.mark.parametrize("kernel_layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_convolution_answers_in_the_layout_of_its_kernel(kernel_layout, layout):
+    convolution, plain = Conv2d(6, 8, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1)
+    plain.load_state_dict(convolution.state_dict())
+    convolution.weight.data = convolution.weight.data.contiguous(memory_format=kernel_layout)
+    x = torch.randn(2, 6, 5, 7)
+    got = convolution(x.contiguous(memory_format=layout))
+    assert got.is_contiguous(memory_format=kernel_layout)
+    torch.testing.assert_close(got, plain(x))
 
 
 @pytest.mark.parametrize(("ins", "outs"), [(6, 8), (8, 8)])

@@ -99,3 +99,16 @@ def test_inner_width_and_channels(make_config):
     network = UNet.from_config(make_config(model=model).model)
     assert network.conv_in.weight.shape == (5, 8, 7, 7)
     assert network(**inputs(c=4)).shape == (3, 4, 4, 4)
+
+
+def test_wide_kernels_lie_as_their_device_and_dtype_like_them():
+    with torch.device("meta"):
+        network = UNet(dim=512, init_dim=8, dim_mults=(1, 2), channels=3, groups=8, positions=4, global_content=True)
+    network.to_empty(device="cpu")
+    wide, narrow = network.middle_1.conv_1.weight, network.encoder[0].block_1.conv_2.weight
+    assert wide.is_contiguous()
+    assert narrow.is_contiguous(memory_format=torch.channels_last)
+    torch.nn.Sequential(network).to(torch.bfloat16)  # as part of something else, too
+    for kernel in (network.middle_1.conv_1.weight, network.encoder[0].block_1.conv_2.weight):
+        assert kernel.is_contiguous(memory_format=torch.channels_last)
+        assert not kernel.is_contiguous()
