@@ -83,9 +83,9 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve `x` (n, in_channels, h, w)."""
-        in_channels_last = self.weight.is_contiguous(memory_format=torch.channels_last)
-        layout = torch.channels_last if in_channels_last else torch.contiguous_format
-        return super().forward(x.contiguous(memory_format=layout))
+        if self.weight.is_contiguous(memory_format=torch.channels_last):  # PyTorch does it itself
+            return super().forward(x)
+        return super().forward(x.contiguous())
 
 
 class ResBlock(nn.Module):
