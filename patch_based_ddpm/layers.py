@@ -73,7 +73,7 @@ class GroupNorm(nn.GroupNorm):
             return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
     def _is_slow_in_channels_last(self, x: Tensor) -> bool:
-        """Whether PyTorch would take one value of `x` at a time: two copies are 2 to 13 times as fast as that."""
+        """Whether PyTorch would take one value of `x` at a time: two copies are 3 to 13 times as fast in bf16."""
         narrow = self.num_channels // self.num_groups < CPU_VECTOR
         return narrow and x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
 

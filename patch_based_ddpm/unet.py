@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from patch_based_ddpm.config import ModelConfig
-from patch_based_ddpm.layers import Attention, LinearAttention, ResBlock, SinusoidalEmbedding
+from patch_based_ddpm.layers import Attention, Conv2d, LinearAttention, ResBlock, SinusoidalEmbedding
 
 WIDE = 1024  # input channels of a convolution
 
@@ -115,15 +115,16 @@ class UNet(nn.Module):
     def lay_out(self) -> None:
         """Lay the kernels out in memory as the convolutions of their device like them; moving the network does it.
 
-        All lie as the feature maps do, see layers.py, but for the widest on a CPU in float32: there each pixel has few
-        neighbours and PyTorch is up to twice as fast in the contiguous layout.
+        All lie as the feature maps do, see layers.py, but for the widest of residual blocks on a CPU in float32: there
+        each pixel has few neighbours and PyTorch is up to twice as fast in the contiguous layout.
         """
-        for parameter in self.parameters():
-            if parameter.dim() == 4:
-                wide = parameter.shape[1] >= WIDE and parameter.device.type == "cpu"
-                contiguous = wide and parameter.dtype == torch.float32
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+                kernel = module.weight
+                wide = isinstance(module, Conv2d) and kernel.shape[1] >= WIDE  # takes its input in that layout, too
+                contiguous = wide and kernel.device.type == "cpu" and kernel.dtype == torch.float32
                 layout = torch.contiguous_format if contiguous else torch.channels_last
-                parameter.data = parameter.data.contiguous(memory_format=layout)
+                kernel.data = kernel.data.contiguous(memory_format=layout)
 
     def _apply(self, *args: Any, **kwargs: Any) -> UNet:
         """What `to` and its like do to each parameter."""

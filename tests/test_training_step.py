@@ -234,7 +234,7 @@ step.optimizer.optimizer.register_step_pre_hook(lambda *_: applied.extend(p.grad
 result = step(4, images(2, seed=rank))
 
 assert len(exchanges) == len(set(exchanges)), exchanges  # each bucket of gradients once, not once per chunk
-for got, want in zip(applied, wanted):
+for got, want in zip(applied, wanted, strict=True):
     torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-4)
 poisoned = images(2, seed=rank)
 if rank == 1:
@@ -261,7 +261,7 @@ if rank == 1:  # runs out of memory when the other process is about to exchange
 step(7, images(2, seed=rank))
 assert refused == [2] * rank, refused
 assert len(exchanges) == len(set(exchanges)), exchanges
-for got, want in zip(applied, wanted):
+for got, want in zip(applied, wanted, strict=True):
     torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-4)
 Path(sys.argv[1], f"process {rank} of {world} agrees").touch()  # lines printed at once may run into each other
 '''

@@ -101,14 +101,19 @@ def test_inner_width_and_channels(make_config):
     assert network(**inputs(c=4)).shape == (3, 4, 4, 4)
 
 
-def test_wide_kernels_lie_as_their_device_and_dtype_like_them():
-    with torch.device("meta"):
-        network = UNet(dim=512, init_dim=8, dim_mults=(1, 2), channels=3, groups=8, positions=4, global_content=True)
-    network.to_empty(device="cpu")
-    wide, narrow = network.middle_1.conv_1.weight, network.encoder[0].block_1.conv_2.weight
+def test_wide_kernels_lie_as_their_device_and_dtype_like_them(make_config, monkeypatch):
+    usual = UNet.from_config(make_config(model={"dim": 16, "dim_mults": [1, 2]}).model)
+    monkeypatch.setattr("patch_based_ddpm.unet.WIDE", 16)
+    network = UNet.from_config(make_config(model={"dim": 16, "dim_mults": [1, 2]}).model)
+    network.load_state_dict(usual.state_dict())
+    wide, narrow = network.middle_1.conv_1.weight, network.encoder[0].block_1.conv_1.weight
+    resampling = (network.encoder[0].resample.weight, network.decoder[0].resample.weight)  # take any input
     assert wide.is_contiguous()
-    assert narrow.is_contiguous(memory_format=torch.channels_last)
+    for kernel in (narrow, *resampling):
+        assert kernel.is_contiguous(memory_format=torch.channels_last)
+    given = inputs()
+    torch.testing.assert_close(network(**given), usual(**given))
     torch.nn.Sequential(network).to(torch.bfloat16)  # as part of something else, too
-    for kernel in (network.middle_1.conv_1.weight, network.encoder[0].block_1.conv_2.weight):
+    for kernel in (network.middle_1.conv_1.weight, network.encoder[0].block_1.conv_1.weight):
         assert kernel.is_contiguous(memory_format=torch.channels_last)
         assert not kernel.is_contiguous()
