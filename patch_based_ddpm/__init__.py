@@ -4,7 +4,7 @@ After "Memory Efficient Diffusion Probabilistic Models via Patch-based Generatio
 """
 
 from patch_based_ddpm.config import Config
-from patch_based_ddpm.diffusion import GaussianDiffusion
-from patch_based_ddpm.unet import UNet
+from patch_based_ddpm.model.diffusion import GaussianDiffusion
+from patch_based_ddpm.model.unet import UNet
 
 __all__ = ["Config", "GaussianDiffusion", "UNet"]

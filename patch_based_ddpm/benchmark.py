@@ -15,16 +15,17 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from patch_based_ddpm import command_line, data
-from patch_based_ddpm.atomic_write import write_json
-from patch_based_ddpm.batches import micro_batches, prepare_pixels
-from patch_based_ddpm.benchmark_plot import save_plot
-from patch_based_ddpm.benchmark_report import DEFINITIONS, markdown
+from patch_based_ddpm import command_line
+from patch_based_ddpm.benchmarking.measure import DTYPES, STEPS, Bench, loading_speed, settings
+from patch_based_ddpm.benchmarking.plot import save_plot
+from patch_based_ddpm.benchmarking.report import DEFINITIONS, markdown
 from patch_based_ddpm.config import Config
+from patch_based_ddpm.data import dataset
+from patch_based_ddpm.data.loading import micro_batches, prepare_pixels
+from patch_based_ddpm.data.sources import BUILTIN_FACES, Source, open_source
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.measurements import DTYPES, STEPS, Bench, loading_speed, settings
-from patch_based_ddpm.run_folder import RunFolder
-from patch_based_ddpm.sources import BUILTIN_FACES, Source, open_source
+from patch_based_ddpm.files import write_json
+from patch_based_ddpm.training.run_folder import RunFolder
 
 PAPER_DIM = 128
 IMAGES_A_REPEAT = 256  # that the input pipeline loads between two looks at the clock
@@ -194,9 +195,9 @@ def _loading(config: Config, source: Source, args: argparse.Namespace) -> dict[s
     trainer, model = config.trainer, config.model
     accelerator = command_line.start_accelerator(cpu=args.device == "cpu")
     if source.size is None:  # which no cache can hold
-        pixels = data.FittedImages(source, model.channels, *model.image_shape)
+        pixels = dataset.FittedImages(source, model.channels, *model.image_shape)
     else:
-        pixels = prepare_pixels(config, accelerator, source, RunFolder(args.out_dir))
+        pixels = prepare_pixels(config, accelerator, source, RunFolder(args.out_dir).image_cache)
     batches = micro_batches(config, accelerator, pixels, step=0, report_bad_images=lambda indexes: None)
     speeds = loading_speed(batches, args.repeats, math.ceil(IMAGES_A_REPEAT / trainer.train_batch_size))
     batches.close()  # and its workers

@@ -13,16 +13,19 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from patch_based_ddpm import command_line, image_sets, metrics, sample, sampling, sliced_wasserstein, tracking
-from patch_based_ddpm.agreement import SMALLEST_READING
-from patch_based_ddpm.atomic_write import write_json
+from patch_based_ddpm import command_line, sample
 from patch_based_ddpm.config import Config
-from patch_based_ddpm.diffusion import GaussianDiffusion
+from patch_based_ddpm.data.sources import BUILTIN_FACES
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.fidelity import FEWEST_IMAGES, Extractor
-from patch_based_ddpm.image_statistics import Collector, ImageStatistics, join, stretch_of
-from patch_based_ddpm.sample_folder import check_finite
-from patch_based_ddpm.sources import BUILTIN_FACES
+from patch_based_ddpm.evaluation import image_sets, metrics, sliced_wasserstein
+from patch_based_ddpm.evaluation.face_consistency import SMALLEST_READING
+from patch_based_ddpm.evaluation.fid import FEWEST_IMAGES, Extractor
+from patch_based_ddpm.evaluation.statistics import Collector, ImageStatistics, join, stretch_of
+from patch_based_ddpm.files import write_json
+from patch_based_ddpm.generation import options as sampling
+from patch_based_ddpm.generation.image_folder import check_finite
+from patch_based_ddpm.model.diffusion import GaussianDiffusion
+from patch_based_ddpm.training import tracking
 
 COUNT = 10_000
 CACHE_DIR = Path("logs") / "evaluation"

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 
 from tqdm.auto import tqdm
 
-from patch_based_ddpm import command_line, planner
+from patch_based_ddpm import command_line
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.live_memory import MIB
+from patch_based_ddpm.planning import planner
+from patch_based_ddpm.planning.live_memory import MIB
 
 DIVIDERS = (1, 2, 4, 8)
 HEADER = ("N", "patch batch", "training activations", "training in all", "sampling activations", "sampling in all")

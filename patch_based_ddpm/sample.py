@@ -11,11 +11,13 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from PIL import Image
 
-from patch_based_ddpm import command_line, npz, pictures, sample_folder, sampling, trajectory
-from patch_based_ddpm.diffusion import GaussianDiffusion
+from patch_based_ddpm import command_line
+from patch_based_ddpm.data import pictures
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.sample_folder import SampleFolder
-from patch_based_ddpm.watching import watched
+from patch_based_ddpm.generation import animation, image_folder, npz, options
+from patch_based_ddpm.generation.image_folder import SampleFolder
+from patch_based_ddpm.generation.progress import watched
+from patch_based_ddpm.model.diffusion import GaussianDiffusion
 
 GRID_NAME = "grid.png"
 GRID_LIMIT = 1024  # images in a grid; more would make a picture that few programs open
@@ -30,20 +32,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     seeds = _seeds(parser, args)
     if args.trajectory is None and (args.trajectory_of is not None or args.patch_borders):
         parser.error("--trajectory-of and --patch-borders go with --trajectory")
-    sampling.check_flags(args)
-    sample_folder.check_place(args.out_dir)
+    options.check_flags(args)
+    image_folder.check_place(args.out_dir)
     accelerator = command_line.start_accelerator()
-    diffusion = sampling.load_model(args, accelerator, len(seeds))
+    diffusion = options.load_model(args, accelerator, len(seeds))
     folder = SampleFolder(args.out_dir, diffusion.image_shape)
     if args.trajectory is not None:
-        trajectory.make_folder(args.trajectory)
+        animation.make_folder(args.trajectory)
     _claim(folder, diffusion, seeds, args, accelerator)
     _draw(folder, diffusion, seeds, args, accelerator)
     if accelerator.is_main_process and args.grid:
-        with sample_folder.said(args.out_dir / GRID_NAME):
+        with image_folder.said(args.out_dir / GRID_NAME):
             pictures.save_png(args.out_dir / GRID_NAME, _grid([folder.path(seed) for seed in seeds]))
     if accelerator.is_main_process and args.npz:
-        with sample_folder.said(args.out_dir / npz.NAME):
+        with image_folder.said(args.out_dir / npz.NAME):
             npz.write(args.out_dir / npz.NAME, [folder.path(seed) for seed in seeds])
     grid = f", side by side in {args.out_dir / GRID_NAME}" if args.grid else ""
     accelerator.print(f"{len(seeds)} images are in {args.out_dir}{grid}.")
@@ -69,13 +71,13 @@ def _parser() -> command_line.Parser:
     parser.add_argument("--grid", action="store_true", help=f"also put all images into {GRID_NAME}")
     parser.add_argument("--npz", action="store_true", help=f"also put all images into {npz.NAME}, as an array")
     parser.add_argument(
-        "--trajectory", type=trajectory.file_name, metavar="FILE", help="animate the first batch, as .webp or .gif"
+        "--trajectory", type=animation.file_name, metavar="FILE", help="animate the first batch, as .webp or .gif"
     )
     parser.add_argument(
-        "--trajectory-of", choices=trajectory.KINDS, help="the noisy or the predicted images (default: x_t)"
+        "--trajectory-of", choices=animation.KINDS, help="the noisy or the predicted images (default: x_t)"
     )
     parser.add_argument("--patch-borders", action="store_true", help="draw the borders of the patches into it")
-    sampling.add_flags(parser)
+    options.add_flags(parser)
     return parser
 
 
@@ -122,7 +124,7 @@ def _claim(
     if accelerator.is_main_process:
         try:
             folder.root.mkdir(parents=True, exist_ok=True)
-            folder.claim(sampling.origin(diffusion, args), seeds, args.overwrite)
+            folder.claim(options.origin(diffusion, args), seeds, args.overwrite)
         except InputError as error:
             problem = str(error)
         except OSError as error:
@@ -158,9 +160,9 @@ def _draw(
         for batch in _batches(missing, args.batch_size):
             animated = show and args.trajectory is not None and seeds[0] in batch
             recorder = _recorder(diffusion, args) if animated else None
-            images = sampling.draw_batch(diffusion, batch, args, show, recorder)
+            images = options.draw_batch(diffusion, batch, args, show, recorder)
             if animated:
-                with sample_folder.said(args.trajectory):
+                with image_folder.said(args.trajectory):
                     recorder.save(args.trajectory, images)
             for seed, image in zip(batch, images.cpu(), strict=True):
                 folder.write(seed, image)
@@ -172,8 +174,8 @@ def _draw(
         )
 
 
-def _recorder(diffusion: GaussianDiffusion, args: argparse.Namespace) -> trajectory.Trajectory:
-    return trajectory.Trajectory(args.trajectory_of or "x_t", diffusion.patch_divider if args.patch_borders else 1)
+def _recorder(diffusion: GaussianDiffusion, args: argparse.Namespace) -> animation.Trajectory:
+    return animation.Trajectory(args.trajectory_of or "x_t", diffusion.patch_divider if args.patch_borders else 1)
 
 
 def _batches(seeds: Iterator[int], size: int) -> Iterator[list[int]]:

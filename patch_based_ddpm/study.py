@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from patch_based_ddpm import command_line, metrics, pictures, train
-from patch_based_ddpm.atomic_write import atomic_write, write_json
+from patch_based_ddpm import command_line, train
+from patch_based_ddpm.data import pictures
 from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.evaluation import metrics
 from patch_based_ddpm.file_lock import file_lock
-from patch_based_ddpm.study_config import Run, StudyConfig
-from patch_based_ddpm.study_parts import Part, Parts, check_unchanged, telling_unwritten
-from patch_based_ddpm.study_plot import save_plot
-from patch_based_ddpm.study_report import markdown
+from patch_based_ddpm.files import atomic_write, write_json
+from patch_based_ddpm.studies.config import Run, StudyConfig
+from patch_based_ddpm.studies.plot import save_plot
+from patch_based_ddpm.studies.report import markdown
+from patch_based_ddpm.studies.tasks import Part, Parts, check_unchanged, telling_unwritten
 
 MEMORY = "bytes of live tensors at their peak, one image and one patch a pass, planned as by patch_based_ddpm.memory"
 SECONDS_BETWEEN_LOOKS = 5  # at what other processes are doing

@@ -8,13 +8,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from patch_based_ddpm import command_line, planner
+from patch_based_ddpm import command_line
 from patch_based_ddpm.config import Config, TrainerConfig
+from patch_based_ddpm.data.sources import Source, open_source
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.run_folder import RunFolder
-from patch_based_ddpm.sources import Source, open_source
-from patch_based_ddpm.stopping import REQUEUE_STATUS, Stopped
-from patch_based_ddpm.trainer import Trainer
+from patch_based_ddpm.planning import planner
+from patch_based_ddpm.signals import REQUEUE_STATUS, Stopped
+from patch_based_ddpm.training.run_folder import RunFolder
+from patch_based_ddpm.training.trainer import Trainer
 
 
 def main(argv: Sequence[str] | None = None) -> None:

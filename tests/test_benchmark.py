@@ -7,14 +7,15 @@ import sys
 import numpy as np
 import pytest
 import torch
-from commands import write_config
 from PIL import Image
 
-from patch_based_ddpm import Config, GaussianDiffusion, UNet, benchmark, measurements
+from patch_based_ddpm import Config, GaussianDiffusion, UNet, benchmark
+from patch_based_ddpm.benchmarking import measure
+from patch_based_ddpm.benchmarking.baseline_unet import PlainUNet
+from patch_based_ddpm.benchmarking.measure import Bench, Setting
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.live_memory import KINDS, MIB, LiveMemory
-from patch_based_ddpm.measurements import Bench, Setting
-from patch_based_ddpm.plain import PlainUNet
+from patch_based_ddpm.planning.live_memory import KINDS, MIB, LiveMemory
+from support.commands import write_config
 
 IMAGES = 2
 PEAK = (*KINDS, "total")
@@ -242,8 +243,8 @@ def test_loading_speed_by_hand(monkeypatch):
             now[0] += number
             yield torch.zeros(5, 1, 1, 1)
 
-    monkeypatch.setattr(measurements.time, "perf_counter", lambda: now[0])
-    assert measurements.loading_speed(batches(), repeats=2, batches_a_repeat=2) == [10 / (2 + 3), 10 / (4 + 5)]
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+    assert measure.loading_speed(batches(), repeats=2, batches_a_repeat=2) == [10 / (2 + 3), 10 / (4 + 5)]
 
 
 def bench(make_config, compiled=False):
@@ -253,7 +254,7 @@ def bench(make_config, compiled=False):
 
 def test_settings_take_turns(make_config, monkeypatch):
     order = []
-    monkeypatch.setitem(measurements.STEPS, "training", lambda model, setting, images: order.append(setting.patches))
+    monkeypatch.setitem(measure.STEPS, "training", lambda model, setting, images: order.append(setting.patches))
     chosen = [Setting("lean", 2, patches, "float32") for patches in (1, 3, 8)]
     taken = bench(make_config).seconds("training", chosen, repeats=3)
     assert order == [1, 3, 8] * 4

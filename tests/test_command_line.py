@@ -1,10 +1,11 @@
 import argparse
 
 import pytest
-from commands import write_config
 
-from patch_based_ddpm import benchmark, command_line, evaluate, export, memory, sample, train
+from patch_based_ddpm import benchmark, command_line, evaluate, memory, sample, train
+from patch_based_ddpm.checkpoint import __main__ as export
 from patch_based_ddpm.errors import InputError
+from support.commands import write_config
 
 
 def test_both_spellings_of_a_flag_and_values_untouched():

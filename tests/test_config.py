@@ -317,9 +317,6 @@ def test_a_section_is_an_object(section):
             {"preview_steps": 1001, "preview_sampler": "ddim"},
             ["trainer.preview_steps is 1001", "at most", "1000", "diffusion.timesteps"],
         ),
-        ("trainer", {"preview_eta": 0.5}, ["trainer.preview_sampler", "eta is 0.5", "ddpm always draws all its noise"]),
-        ("trainer", {"preview_sampler": "ddim", "preview_order": 2}, ["trainer.preview_sampler", "order is 2", "ddim"]),
-        ("trainer", {"preview_sampler": "dpm"}, ['trainer.preview_sampler is "dpm"', "ddpm", "ddim", "dpm-solver++"]),
     ],
 )
 def test_combinations_that_cannot_be(section, changes, parts):

@@ -1,8 +1,8 @@
 import numpy as np
-from commands import write_config
 from PIL import Image
 
 from patch_based_ddpm import demo
+from support.commands import write_config
 
 
 def test_the_demo_trains_and_draws_a_grid_and_can_be_run_again(tmp_path, monkeypatch, capsys):

@@ -4,23 +4,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import launch, write_config
 from PIL import Image
-from test_faces import crowd, images, mixed
 
-from patch_based_ddpm import (
-    Config,
-    GaussianDiffusion,
-    checkpoint,
-    command_line,
-    data,
-    evaluate,
-    pictures,
-    sample,
-    samplers,
-    sliced_wasserstein,
-)
+from patch_based_ddpm import Config, GaussianDiffusion, checkpoint, command_line, evaluate, sample, samplers
+from patch_based_ddpm.data import dataset, pictures
 from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.evaluation import sliced_wasserstein
+from support.commands import launch, write_config
+from support.face_images import crowd, images, mixed
 
 FACES = ("--data", "builtin:faces", "--data-count", "40")
 
@@ -110,7 +101,7 @@ def test_real_images_are_read_once(run, folder, monkeypatch):
     assert all(values["samples"] is None for values in first["figures"].values())
     statistics = list(Path("logs/evaluation").iterdir())
     assert [str(path) for path in statistics] == [first["data"]["statistics"]]
-    monkeypatch.setattr(data.FittedImages, "read", None)
+    monkeypatch.setattr(dataset.FittedImages, "read", None)
     again = run("--config", folder / "config.json", *FACES)
     assert again == first
     judged = run("--ckpt", folder / "model.pt", "--n-samples", 2, *FACES, "--sampler", "ddim", "--steps", 1)
@@ -143,7 +134,7 @@ def test_grey_images_of_any_shape(run, tmp_path):
 
 def test_fidelity(run, tmp_path, monkeypatch):
     torch_fidelity = pytest.importorskip("torch_fidelity")
-    from test_fidelity import MeanColours
+    from support.extractors import MeanColours
 
     registry = torch_fidelity.registry.FEATURE_EXTRACTORS_REGISTRY
     monkeypatch.setitem(registry, "inception-v3-compat", MeanColours)

@@ -1,8 +1,9 @@
 import pytest
-from commands import write_config
 
-from patch_based_ddpm import Config, memory, planner
-from patch_based_ddpm.live_memory import MIB
+from patch_based_ddpm import Config, memory
+from patch_based_ddpm.planning import planner
+from patch_based_ddpm.planning.live_memory import MIB
+from support.commands import write_config
 
 
 def table(capsys):

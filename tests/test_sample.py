@@ -6,22 +6,24 @@ import shutil
 import tracemalloc
 from pathlib import Path
 
-import commands
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from commands import write_config
 from PIL import Image
 
-from patch_based_ddpm import Config, checkpoint, command_line, data, pictures, planner, sample, samplers
+from patch_based_ddpm import Config, checkpoint, command_line, sample, samplers
 from patch_based_ddpm.checkpoint import load_diffusion
+from patch_based_ddpm.data import dataset, pictures
+from patch_based_ddpm.data.sources import open_source
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.run_folder import RunFolder
-from patch_based_ddpm.sample_folder import SampleFolder
-from patch_based_ddpm.sources import open_source
-from patch_based_ddpm.trainer import Trainer
-from patch_based_ddpm.trajectory import Trajectory
+from patch_based_ddpm.generation.animation import Trajectory
+from patch_based_ddpm.generation.image_folder import SampleFolder
+from patch_based_ddpm.planning import planner
+from patch_based_ddpm.training.run_folder import RunFolder
+from patch_based_ddpm.training.trainer import Trainer
+from support import commands
+from support.commands import write_config
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def test_the_files_are_what_the_sampler_draws(ckpt, tmp_path):
     diffusion = load_diffusion(ckpt)
     for seed in (7, 8, 9):
         noise = samplers.ImageNoise([seed], (3, 16, 16), "cpu")
-        (image,) = data.to_uint8(samplers.ddpm(diffusion, noise(), noise=noise))
+        (image,) = dataset.to_uint8(samplers.ddpm(diffusion, noise(), noise=noise))
         difference = np.abs(images[f"{seed:06d}.png"].astype(int) - image.permute(1, 2, 0).numpy().astype(int))
         assert difference.max() <= 1  # a library may round differently for another batch shape
 

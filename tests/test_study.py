@@ -9,17 +9,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from test_faces import crowd, images
 
-from patch_based_ddpm import command_line, evaluate, image_sets, metrics, pictures, planner, sliced_wasserstein, study
+from patch_based_ddpm import command_line, evaluate, study
+from patch_based_ddpm.data import pictures
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.image_statistics import Collector
-from patch_based_ddpm.live_memory import MIB
-from patch_based_ddpm.sample_folder import SampleFolder
-from patch_based_ddpm.study_config import StudyConfig
-from patch_based_ddpm.study_plot import save_plot
-from patch_based_ddpm.study_report import SWD, markdown, within
-from patch_based_ddpm.training_step import TrainingStep
+from patch_based_ddpm.evaluation import image_sets, metrics, sliced_wasserstein
+from patch_based_ddpm.evaluation.statistics import Collector
+from patch_based_ddpm.generation.image_folder import SampleFolder
+from patch_based_ddpm.planning import planner
+from patch_based_ddpm.planning.live_memory import MIB
+from patch_based_ddpm.studies.config import StudyConfig
+from patch_based_ddpm.studies.plot import save_plot
+from patch_based_ddpm.studies.report import SWD, markdown, within
+from patch_based_ddpm.training.step import TrainingStep
+from support.face_images import crowd, images
 
 STEPS, SAMPLES, REAL = 2, 4, 6
 MODELS = ("N1", "N2", "N2-halo1", "N2-no-position", "N2-no-content", "N2-neither")

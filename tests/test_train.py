@@ -2,13 +2,14 @@ import json
 
 import pytest
 import torch
-from commands import launch_line, metrics, running, sample, train, wait_until, write_config
 from PIL import Image
-from test_trainer import assert_same, timeless
 
-from patch_based_ddpm import Config, GaussianDiffusion, checkpoint, planner
+from patch_based_ddpm import Config, GaussianDiffusion, checkpoint
 from patch_based_ddpm import train as command
 from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.planning import planner
+from support.commands import launch_line, metrics, running, sample, train, wait_until, write_config
+from support.runs import assert_same, timeless
 
 
 def mixed_images(folder):

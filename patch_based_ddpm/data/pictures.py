@@ -1,0 +1,60 @@
+"""Images in [-1, 1] -> PNG files, one by one or as a grid."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from patch_based_ddpm.data.dataset import to_uint8
+from patch_based_ddpm.files import atomic_write
+
+GAP = 2  # pixels between the pictures of a grid
+
+
+def pixels(image: Tensor) -> np.ndarray:
+    """One image (c, H, W) in [-1, 1] as uint8: (H, W, c), or (H, W) when it is grey."""
+    array = rearrange(to_uint8(image), "c h w -> h w c").cpu().numpy()
+    return array[..., 0] if array.shape[-1] == 1 else array
+
+
+def tile(images: Sequence[np.ndarray], columns: int | None = None) -> np.ndarray:
+    """Put pictures side by side with a white line between them, row after row.
+
+    Args:
+        images: at least one, uint8, all (H, W) or all (H, W, c).
+        columns: pictures in a row; None: about as many as there are rows.
+
+    Returns:
+        One picture with as many channels.
+    """
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    height, width = (side + GAP for side in images[0].shape[:2])
+    picture = np.full((rows * height + GAP, columns * width + GAP, *images[0].shape[2:]), 255, dtype=np.uint8)
+    for i, image in enumerate(images):
+        top, left = i // columns * height + GAP, i % columns * width + GAP
+        picture[top : top + height - GAP, left : left + width - GAP] = image
+    return picture
+
+
+def enlarge(picture: np.ndarray, times: int) -> np.ndarray:
+    """Show each pixel of an (H, W) or (H, W, c) picture as a square of `times` pixels a side."""
+    return picture.repeat(times, axis=0).repeat(times, axis=1)
+
+
+def save_png(path: Path, picture: np.ndarray) -> None:
+    """Write a picture, whole or not at all.
+
+    Args:
+        path: the PNG file; its folder exists.
+        picture: uint8, (H, W), (H, W, 3) or (H, W, 4).
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with atomic_write(path, shared=True) as file:
+        Image.fromarray(picture).save(file, format="PNG")

@@ -1,0 +1,255 @@
+"""Gaussian diffusion over whole images, denoised patch by patch: splits, runs the UNet over patches, merges.
+
+Patches of a step meet only in the noisy image, so any number of them may share a forward pass: every
+`patch_batch_size` gives the same prediction and the same gradient.
+
+Symbols: `x_0` image, `x_t` noisy image, `eps` noise, `t` timestep in [0, T).
+Shapes: `b` images, `n` patches in the pass, `c` channels, `H W` image, `h w` patch, `N` patches a side, `k` halo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from patch_based_ddpm.config import Config
+from patch_based_ddpm.model import schedule
+from patch_based_ddpm.model.patch_batching import Passes
+from patch_based_ddpm.model.patches import PatchBatch, crop, global_content, margin, patch_batch, put, take
+from patch_based_ddpm.model.unet import UNet
+
+LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss, "huber": F.huber_loss}
+
+
+class TrainingBatch(NamedTuple):
+    """Noisy patches and what the network should answer.
+
+    Attributes:
+        inputs: n patches, and after them repetitions of the last one where passes are padded.
+        target: (n, c, h, w).
+    """
+
+    inputs: PatchBatch
+    target: Tensor
+
+
+class GaussianDiffusion(nn.Module):
+    """A patch-wise denoiser with its noise schedule.
+
+    Args:
+        unet: predicts from `PatchBatch` inputs; any callable module with the signature of `UNet.forward`.
+        config: the sections `model` (geometry) and `diffusion` (schedule, objective, loss) are read.
+
+    Attributes:
+        passes: how patches are dealt out to forward passes, beyond what each call asks for.
+    """
+
+    def __init__(self, unet: nn.Module, config: Config) -> None:
+        super().__init__()
+        self.unet = unet
+        self.config = config
+        self.patch_divider = config.model.patch_divider
+        self.halo = config.model.halo
+        self.timesteps = config.diffusion.timesteps
+        self.passes = Passes()
+        alpha_bar = self.exact_alpha_bar
+        posterior = schedule.posterior(schedule.cosine_betas(self.timesteps))
+        self._register("alpha_bar", alpha_bar)
+        self._register("sqrt_alpha_bar", alpha_bar.sqrt())
+        self._register("sqrt_one_minus_alpha_bar", (1 - alpha_bar).sqrt())
+        self._register("posterior_x_0", posterior.x_0_coefficient)
+        self._register("posterior_x_t", posterior.x_t_coefficient)
+        self._register("posterior_variance", posterior.variance)
+        self._register("posterior_log_variance", posterior.log_variance)
+
+    def _register(self, name: str, values: Tensor) -> None:
+        # Not persistent: a checkpoint holds what was learnt, and the schedule follows from the config.
+        self.register_buffer(name, values.float(), persistent=False)
+
+    @classmethod
+    def from_config(cls, config: Config) -> GaussianDiffusion:
+        """Build a freshly initialised diffusion model."""
+        return cls(UNet.from_config(config.model), config)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(c, H, W) of the images it was made for."""
+        return (self.config.model.channels, *self.config.model.image_shape)
+
+    @property
+    def exact_alpha_bar(self) -> Tensor:
+        """alpha_bar, (T,) float64 on the CPU: in float32, differences such as 1 - alpha_bar lose what they say."""
+        return schedule.alpha_bars(schedule.cosine_betas(self.timesteps))
+
+    def predict(self, x_t: Tensor, t: Tensor, patch_batch_size: int | None = None) -> Tensor:
+        """Run the network over all patches of noisy images.
+
+        Args:
+            x_t: (b, c, H, W) noisy images.
+            t: (b,) int64 timesteps in [0, T).
+            patch_batch_size: patches per forward pass, counted over all images; None: all at once.
+
+        Returns:
+            (b, c, H, W) float32: noise, x_0 or v, as `diffusion.objective` says.
+
+        Raises:
+            InputError: `patch_batch_size` is less than 1.
+        """
+        content = global_content(x_t, self.patch_divider, self.halo)  # (b, c, h + 2k, w + 2k)
+        surrounded = margin(x_t, self.halo)  # (b, c, H + 2k, W + 2k)
+        prediction = torch.empty_like(x_t, dtype=torch.float32)  # (b, c, H, W)
+        start = 0
+        while start < (total := self._patches_of(x_t)):
+            size = self.passes.size(total, patch_batch_size)
+            rows = self.passes.rows(start, size, total, x_t.device)
+            try:
+                inputs = (surrounded, content, t, self.patch_divider, rows, self.halo)
+                patches = self._denoise(patch_batch(*inputs))  # (n, c, h, w)
+            except torch.OutOfMemoryError:
+                patches = None
+            if patches is None:  # and the error, which holds on to tensors, is gone
+                self.passes.shrink(size)
+                continue
+            put(prediction, self.patch_divider, rows, patches)
+            start += size
+        return prediction
+
+    def _patches_of(self, images: Tensor) -> int:
+        return self.patch_divider**2 * len(images)
+
+    def _denoise(self, batch: PatchBatch) -> Tensor:
+        # The network may hold half-precision weights; everything outside it stays float32.
+        dtype = next(self.unet.parameters()).dtype
+        answer = self.unet(batch.windows.to(dtype), batch.content.to(dtype), batch.position, batch.t)
+        return crop(answer, self.halo).float()
+
+    def q_sample(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Diffuse images: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps.
+
+        Args:
+            x_0: (b, c, H, W) in [-1, 1].
+            t: (b,) int64 in [0, T).
+            noise: (b, c, H, W) standard normal.
+
+        Returns:
+            (b, c, H, W).
+
+        Source: DDPM eq. 4.
+        """
+        return at(self.sqrt_alpha_bar, t) * x_0 + at(self.sqrt_one_minus_alpha_bar, t) * noise
+
+    def predict_x_0(self, x_t: Tensor, t: Tensor, patch_batch_size: int | None = None) -> Tensor:
+        """The image the network sees in the noise, clipped to [-1, 1].
+
+        pred_noise: x_0 = (x_t - sqrt(1 - alpha_bar_t) eps) / sqrt(alpha_bar_t)    DDPM eq. 15
+        pred_v:     x_0 = sqrt(alpha_bar_t) x_t - sqrt(1 - alpha_bar_t) v          Salimans & Ho 2022, App. D
+
+        Args:
+            x_t: (b, c, H, W) noisy images.
+            t: (b,) int64 timesteps in [0, T).
+            patch_batch_size: see `predict`.
+
+        Returns:
+            (b, c, H, W) in [-1, 1]; NaN where the prediction is not finite, which clipping would hide.
+        """
+        prediction = self.predict(x_t, t, patch_batch_size)
+        signal, noise = at(self.sqrt_alpha_bar, t), at(self.sqrt_one_minus_alpha_bar, t)
+        match self.config.diffusion.objective:
+            case "pred_noise":
+                x_0 = (x_t - noise * prediction) / signal
+            case "pred_x0":
+                x_0 = prediction
+            case "pred_v":
+                x_0 = signal * x_t - noise * prediction
+        return x_0.clamp(-1, 1).masked_fill(~prediction.isfinite(), torch.nan)
+
+    def p_mean_variance(
+        self, x_t: Tensor, t: Tensor, patch_batch_size: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The reverse step p(x_{t-1} | x_t), as the posterior q(x_{t-1} | x_t, x_0) at the predicted, clipped x_0.
+
+        Args:
+            x_t: (b, c, H, W) noisy images.
+            t: (b,) int64 timesteps in [0, T).
+            patch_batch_size: see `predict`.
+
+        Returns:
+            mean (b, c, H, W), variance (b, 1, 1, 1) and log variance (b, 1, 1, 1).
+
+        Source: DDPM eq. 6 and 7.
+        """
+        x_0 = self.predict_x_0(x_t, t, patch_batch_size)
+        mean = at(self.posterior_x_0, t) * x_0 + at(self.posterior_x_t, t) * x_t
+        return mean, at(self.posterior_variance, t), at(self.posterior_log_variance, t)
+
+    def target(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """What the network should answer: eps, x_0, or v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0."""
+        match self.config.diffusion.objective:
+            case "pred_noise":
+                return noise
+            case "pred_x0":
+                return x_0
+            case "pred_v":
+                return at(self.sqrt_alpha_bar, t) * noise - at(self.sqrt_one_minus_alpha_bar, t) * x_0
+
+    def training_batches(
+        self, x_0: Tensor, t: Tensor, noise: Tensor, patch_batch_size: int | None
+    ) -> Iterator[TrainingBatch]:
+        """Diffuse images once, then walk through their patches a few at a time.
+
+        Args:
+            x_0: (b, c, H, W) in [-1, 1].
+            t: (b,) int64 in [0, T).
+            noise: (b, c, H, W) standard normal.
+            patch_batch_size: see `predict`.
+
+        Yields:
+            Batches that together hold each of the N*N*b patches once.
+        """
+        x_t, target = self.q_sample(x_0, t, noise), self.target(x_0, t, noise)  # (b, c, H, W)
+        content = global_content(x_t, self.patch_divider, self.halo)  # (b, c, h + 2k, w + 2k)
+        x_t = margin(x_t, self.halo)  # (b, c, H + 2k, W + 2k)
+        total = self._patches_of(x_0)
+        size = self.passes.size(total, patch_batch_size)
+        for start in range(0, total, size):
+            rows = self.passes.rows(start, size, total, x_0.device)
+            yield TrainingBatch(
+                inputs=patch_batch(x_t, content, t, self.patch_divider, rows, self.halo),
+                target=take(target, self.patch_divider, rows[: total - start]),
+            )
+
+    def patch_losses(self, batch: TrainingBatch) -> Tensor:
+        """The mean loss over the pixels of each patch, (n,). Its mean over all patches is the loss of the images."""
+        loss = LOSSES[self.config.diffusion.loss_type]
+        answer = self._denoise(batch.inputs)[: len(batch.target)]
+        return reduce(loss(answer, batch.target, reduction="none"), "n c h w -> n", "mean")
+
+    def loss(self, x_0: Tensor, t: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+        """The training loss, the mean over all pixels of the whole images, all patches at once.
+
+        Args:
+            x_0: (b, c, H, W) in [-1, 1].
+            t: (b,) int64 in [0, T); None draws it uniformly.
+            noise: (b, c, H, W); None draws it.
+
+        Returns:
+            A scalar.
+
+        Source: DDPM eq. 14, with the configured distance.
+        """
+        if t is None:
+            t = torch.randint(self.timesteps, x_0.shape[:1], device=x_0.device)
+        if noise is None:
+            noise = torch.randn_like(x_0)
+        (batch,) = self.training_batches(x_0, t, noise, patch_batch_size=None)
+        return self.patch_losses(batch).mean()
+
+
+def at(coefficients: Tensor, t: Tensor) -> Tensor:
+    """Pick a schedule's values (T,) at timesteps (b,), shaped (b, 1, 1, 1) to meet images."""
+    return rearrange(coefficients[t], "b -> b 1 1 1")

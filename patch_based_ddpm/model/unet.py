@@ -1,0 +1,183 @@
+"""The denoising network: one UNet for every patch, told where the patch lies and what the whole image looks like.
+
+It knows nothing of whole images: `patches.py` prepares its inputs, `diffusion.py` calls it.
+
+Shapes: `n` patches in the pass, `c` image channels, `h w` patch, `N` patches a side, `d` dim, `m` dim_mults.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from patch_based_ddpm.config import ModelConfig
+from patch_based_ddpm.model.layers import Attention, Conv2d, LinearAttention, ResBlock, SinusoidalEmbedding
+
+WIDE = 1024  # input channels of a convolution
+
+
+class Condition(nn.Module):
+    """The vector that every residual block is conditioned on: the timestep, joined with the one-hot position.
+
+    Args:
+        dim: d.
+        positions: N*N, or None for a network that is not told where a patch lies (an ablation).
+    """
+
+    def __init__(self, dim: int, *, positions: int | None) -> None:
+        super().__init__()
+        self.sinusoid = SinusoidalEmbedding(dim)
+        self.time = nn.Linear(dim, dim)
+        self.position = None if positions is None else nn.Linear(positions, dim)
+        self.join = nn.Linear(dim if positions is None else 2 * dim, 4 * dim)
+
+    def forward(self, t: Tensor, position: Tensor) -> Tensor:
+        """Map `t` (n,) int64 and `position` (n, N*N) to (n, 4d), activated: every residual block begins with that."""
+        dtype = self.time.weight.dtype
+        features = F.gelu(self.time(self.sinusoid(t).to(dtype)))  # (n, d)
+        if self.position is not None:
+            features = torch.cat([features, F.gelu(self.position(position.to(dtype)))], dim=-1)  # (n, 2d)
+        return F.silu(self.join(features))  # (n, 4d)
+
+
+class Level(nn.Module):
+    """Two residual blocks and a linear attention; `resample` is how the UNet goes on from it."""
+
+    def __init__(self, in_channels: int, out_channels: int, resample: nn.Module, **block: int) -> None:
+        super().__init__()
+        self.block_1 = ResBlock(in_channels, out_channels, **block)
+        self.block_2 = ResBlock(out_channels, out_channels, **block)
+        self.attention = LinearAttention(out_channels)
+        self.resample = resample
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        return self.attention(self.block_2(self.block_1(x, condition), condition))
+
+
+class UNet(nn.Module):
+    """Predicts the noise (or x_0, or v) of noisy patches. Sec. 3 of the paper.
+
+    Args:
+        dim: d, the width of the first level; a multiple of `groups`, even, at least 4.
+        init_dim: width after the first convolution.
+        dim_mults: width of each level as a multiple of d; each level after the first halves the resolution.
+        channels: c.
+        groups: groups of every group normalisation.
+        positions: N*N, or None to leave the position conditioning out (an ablation).
+        global_content: whether the network sees the global content (False is an ablation).
+
+    Attributes:
+        recompute: keep each level's input alone for the backward pass, and compute the rest again there.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        init_dim: int,
+        dim_mults: tuple[int, ...],
+        channels: int,
+        groups: int,
+        positions: int | None,
+        global_content: bool,
+    ) -> None:
+        super().__init__()
+        block = {"condition_dim": 4 * dim, "groups": groups}
+        widths = [dim * mult for mult in dim_mults]
+        self.global_content = global_content
+        self.recompute = False
+        self.condition = Condition(dim, positions=positions)
+        self.conv_in = nn.Conv2d(2 * channels if global_content else channels, init_dim, 7, padding=3)
+
+        self.encoder = nn.ModuleList()
+        for i, (narrow, wide) in enumerate(zip([init_dim, *widths], widths, strict=False)):
+            last = i == len(widths) - 1
+            downsample = nn.Identity() if last else nn.Conv2d(wide, wide, 4, stride=2, padding=1)
+            self.encoder.append(Level(narrow, wide, downsample, **block))
+
+        self.middle_1 = ResBlock(widths[-1], widths[-1], **block)
+        self.middle_attention = Attention(widths[-1])
+        self.middle_2 = ResBlock(widths[-1], widths[-1], **block)
+
+        self.decoder = nn.ModuleList()
+        for narrow, wide in reversed(list(zip(widths, widths[1:], strict=False))):
+            upsample = nn.ConvTranspose2d(narrow, narrow, 4, stride=2, padding=1)
+            self.decoder.append(Level(2 * wide, narrow, upsample, **block))
+
+        self.block_out = ResBlock(dim, dim, condition_dim=None, groups=groups)
+        self.conv_out = nn.Conv2d(dim, channels, 1)
+        self.lay_out()
+
+    def lay_out(self) -> None:
+        """Lay the kernels out in memory as the convolutions of their device like them; moving the network does it.
+
+        All lie as the feature maps do, see layers.py, but for the widest of residual blocks on a CPU in float32: there
+        each pixel has few neighbours and PyTorch is up to twice as fast in the contiguous layout.
+        """
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+                kernel = module.weight
+                wide = isinstance(module, Conv2d) and kernel.shape[1] >= WIDE  # takes its input in that layout, too
+                contiguous = wide and kernel.device.type == "cpu" and kernel.dtype == torch.float32
+                layout = torch.contiguous_format if contiguous else torch.channels_last
+                kernel.data = kernel.data.contiguous(memory_format=layout)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> UNet:
+        """What `to` and its like do to each parameter."""
+        super()._apply(*args, **kwargs)
+        self.lay_out()
+        return self
+
+    @classmethod
+    def from_config(cls, model: ModelConfig) -> UNet:
+        """Build the freshly initialised network that the `model` section of a config describes."""
+        return cls(
+            dim=model.dim,
+            init_dim=model.dim // 3 * 2 if model.init_dim is None else model.init_dim,
+            dim_mults=model.dim_mults,
+            channels=model.channels,
+            groups=model.resnet_block_groups,
+            positions=model.patch_divider**2 if model.position_conditioning else None,
+            global_content=model.global_content_conditioning,
+        )
+
+    def forward(self, patches: Tensor, content: Tensor, position: Tensor, t: Tensor) -> Tensor:
+        """Denoise patches.
+
+        Args:
+            patches: (n, c, h, w) noisy patches; h and w can be halved len(dim_mults) - 1 times.
+            content: (n, c, h, w) the noisy image that each patch belongs to, average-pooled to patch size.
+            position: (n, N*N) one-hot.
+            t: (n,) int64 timesteps.
+
+        Returns:
+            (n, c, h, w), what the objective asks for.
+        """
+        condition = self.condition(t, position)  # (n, 4d)
+        x = torch.cat([patches, content], dim=1) if self.global_content else patches  # (n, 2c, h, w)
+        x = self.conv_in(x.contiguous(memory_format=torch.channels_last))  # (n, init_dim, h, w)
+
+        skips = []
+        for i, level in enumerate(self.encoder):
+            x = self._run(level, x, condition)  # (n, d*m, h, w)
+            if i > 0:  # The published network stores a full-resolution skip too, which nothing reads.
+                skips.append(x)
+            x = level.resample(x)  # (n, d*m, h/2, w/2)
+
+        x = self._run(self.middle_1, x, condition)
+        x = self._run(self.middle_2, self.middle_attention(x), condition)
+
+        for level in self.decoder:
+            x = torch.cat([x, skips.pop()], dim=1)  # (n, 2*d*m, h, w)
+            x = level.resample(self._run(level, x, condition))  # (n, d*m', 2h, 2w)
+
+        return self.conv_out(self._run(self.block_out, x))  # (n, c, h, w)
+
+    def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return block(*inputs)

@@ -1,0 +1,43 @@
+"""A preview of a model in training: images from the same noise every time, drawn by all processes together."""
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from patch_based_ddpm import samplers
+from patch_based_ddpm.config import TrainerConfig
+from patch_based_ddpm.model.diffusion import GaussianDiffusion
+
+
+def draw_preview(
+    diffusion: GaussianDiffusion, config: TrainerConfig, accelerator: Accelerator, progress: samplers.Progress
+) -> Tensor:
+    """Draw the images of seeds 0..preview_count-1.
+
+    Args:
+        diffusion: the averaged model.
+        config: count, sampler, steps, batch and patch batch.
+        accelerator: each of its processes draws every num_processes-th image.
+        progress: wraps the timesteps of each batch.
+
+    Returns:
+        (preview_count, c, H, W) in [-1, 1], on the CPU of every process.
+    """
+    own = range(accelerator.process_index, config.preview_count, accelerator.num_processes)
+    drawn: list[tuple[int, Tensor]] = []
+    for start in range(0, len(own), config.train_batch_size):
+        seeds = own[start : start + config.train_batch_size]
+        with torch.inference_mode(), accelerator.autocast():
+            images = samplers.draw(
+                diffusion,
+                seeds,
+                sampler=config.preview_sampler,
+                steps=config.preview_steps,
+                eta=config.preview_eta,
+                order=config.preview_order,
+                patch_batch_size=config.patch_batch_size,
+                progress=progress,
+            )
+        drawn += zip(seeds, images.cpu(), strict=True)
+    return torch.stack([image for _, image in sorted(gather_object(drawn), key=lambda pair: pair[0])])

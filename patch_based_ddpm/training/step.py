@@ -1,0 +1,168 @@
+"""One optimizer step: forward and backward over patches, a few at a time, then an update if everything was finite.
+
+The gradients of all chunks of patches add up to exactly the whole-image gradient of `GaussianDiffusion.loss`.
+
+Shapes: `b` images of a micro-batch, `n` patches in the pass, `c` channels, `H W` image, `N` patches a side.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from einops import reduce
+from torch import Tensor
+
+from patch_based_ddpm.config import TrainerConfig
+from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.model.diffusion import GaussianDiffusion
+from patch_based_ddpm.randomness import Purpose, generator
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step measured, on the training device.
+
+    Attributes:
+        loss: scalar, averaged over processes.
+        grad_norm: scalar, L2 norm of the exchanged gradient, before clipping.
+        patch_loss: (N*N,) this process's mean loss of each patch.
+        applied: scalar bool, whether the step was taken, that is, loss and gradient were finite.
+    """
+
+    loss: Tensor
+    grad_norm: Tensor
+    patch_loss: Tensor
+    applied: Tensor
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """Takes optimizer steps.
+
+    Attributes:
+        config: batch, patches per pass, learning rate, clipping.
+        accelerator: devices, processes, precision.
+        diffusion: its `unet` is the one that the accelerator prepared.
+        optimizer: the prepared one, a fused Adam.
+    """
+
+    config: TrainerConfig
+    accelerator: Accelerator
+    diffusion: GaussianDiffusion
+    optimizer: AcceleratedOptimizer
+
+    def __call__(self, step: int, micro_batches: Iterable[Tensor]) -> StepResult:
+        """Accumulate the gradient of all micro-batches and apply it.
+
+        Args:
+            step: the optimizer steps done before; with seed and process it names the random draws.
+            micro_batches: `gradient_accumulate_every` times (b, c, H, W) in [-1, 1].
+
+        Returns:
+            The measurements. A step whose loss or gradient is not finite changes neither weights nor optimizer.
+        """
+        self._set_learning_rate(step)
+        patch_loss = self._gradient(step, list(micro_batches))  # (N*N,)
+        loss = self.accelerator.reduce(patch_loss.mean(), reduction="mean")
+        grad_norm = self._clip()
+        # Both are the same on all processes, so all of them decide alike.
+        applied = loss.isfinite() & grad_norm.isfinite()
+        if self.accelerator.scaler is None:
+            # Fused Adam reads it on the device, where it leaves weights and moments alone: nobody waits for the answer.
+            self.optimizer.optimizer.found_inf = (~applied).float()
+            self.optimizer.step()
+        elif applied:
+            self.optimizer.step()
+        else:
+            self.accelerator.scaler.update()  # lowers the scale of fp16 losses
+        self._zero_gradient()
+        return StepResult(loss, grad_norm, patch_loss, applied)
+
+    def _zero_gradient(self) -> None:
+        # Several processes exchange gradients in buckets that stay, and the gradients are views of them. Given up,
+        # they would be made anew beside the buckets.
+        self.optimizer.zero_grad(set_to_none=self.accelerator.num_processes == 1)
+
+    def load_optimizer(self, state: dict[str, Any]) -> None:
+        """Go on from the optimizer of a checkpoint, which may be one of an Adam that was not fused.
+
+        Args:
+            state: what `state_dict` returned there.
+        """
+        groups = [{**group, "fused": True, "foreach": None} for group in state["param_groups"]]
+        self.optimizer.load_state_dict({**state, "param_groups": groups})
+        # Fused Adam walks through parameters and moments side by side, in memory.
+        for parameter, state in self.optimizer.optimizer.state.items():
+            for name, values in state.items():
+                if values.shape == parameter.shape and values.stride() != parameter.stride():
+                    state[name] = torch.empty_like(parameter).copy_(values)
+
+    def _set_learning_rate(self, step: int) -> None:
+        warmth = min(1.0, (step + 1) / max(1, self.config.lr_warmup_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.train_lr * warmth
+
+    def _gradient(self, step: int, micro_batches: list[Tensor]) -> Tensor:
+        """Add up the gradient of all micro-batches; returns the mean loss of each patch, (N*N,).
+
+        When memory runs out everything begins anew, with smaller passes and the same random draws.
+
+        Raises:
+            InputError: a single patch does not fit, or the other processes are already in the exchange of gradients.
+        """
+        while True:
+            with contextlib.suppress(torch.OutOfMemoryError):
+                losses = [self._backward(step, micro_step, x_0) for micro_step, x_0 in enumerate(micro_batches)]
+                return torch.stack(losses).mean(dim=0)
+            self._zero_gradient()
+            self.diffusion.passes.shrink(self._patches_a_pass(micro_batches[0]))
+
+    def _patches_a_pass(self, x_0: Tensor) -> int:
+        return self.diffusion.passes.size(self.diffusion.patch_divider**2 * len(x_0), self.config.patch_batch_size)
+
+    def _backward(self, step: int, micro_step: int, x_0: Tensor) -> Tensor:
+        """Add one micro-batch's gradient; returns the mean loss of each patch, (N*N,)."""
+        x_0 = x_0.to(self.accelerator.device, non_blocking=True)
+        names = (self.config.seed, Purpose.DIFFUSE, step, micro_step, self.accelerator.process_index)
+        random = generator(*names, device=x_0.device)
+        t = torch.randint(self.diffusion.timesteps, x_0.shape[:1], generator=random, device=x_0.device)  # (b,)
+        noise = torch.randn(x_0.shape, generator=random, device=x_0.device)  # (b, c, H, W)
+
+        accumulate = self.config.gradient_accumulate_every
+        patches = self.diffusion.patch_divider**2 * len(x_0)
+        losses, done = [], 0
+        for batch in self.diffusion.training_batches(x_0, t, noise, self.config.patch_batch_size):
+            done += len(batch.target)
+            # Gradients add up locally; processes exchange them once, with the last patches of the optimizer step.
+            exchange = micro_step == accumulate - 1 and done == patches
+            with contextlib.nullcontext() if exchange else self.accelerator.no_sync(self.diffusion.unet):
+                chunk = self.diffusion.patch_losses(batch)  # (n,)
+                with self._exchange(x_0) if exchange else contextlib.nullcontext():
+                    self.accelerator.backward(chunk.sum() / (patches * accumulate))
+            losses.append(chunk.detach())
+        return reduce(torch.cat(losses), "(s b) -> s", "mean", b=len(x_0))
+
+    @contextlib.contextmanager
+    def _exchange(self, x_0: Tensor) -> Iterator[None]:
+        """The backward pass in which processes exchange gradients: with others in it, it cannot be begun anew."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            if self.accelerator.num_processes == 1:
+                raise
+            raise InputError(
+                f"the device of process {self.accelerator.process_index} ran out of memory while gradients were "
+                f"exchanged, with {self._patches_a_pass(x_0)} patches in a pass; set trainer.patch_batch_size to less."
+            ) from error
+
+    def _clip(self) -> Tensor:
+        """Clip the gradient if the config says so; returns its norm before."""
+        parameters = list(self.diffusion.parameters())
+        if self.config.max_grad_norm is not None:
+            return self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        self.accelerator.unscale_gradients()
+        return torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])

@@ -1,0 +1,130 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms.functional import gaussian_blur
+
+from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.evaluation import fid, metrics, sliced_wasserstein
+from patch_based_ddpm.evaluation.metrics import Figure, figures, table
+from patch_based_ddpm.evaluation.statistics import ImageStatistics
+from patch_based_ddpm.model import patches
+from support.face_images import crowd, images, mixed
+from support.statistics import collect
+
+
+@pytest.fixture(autouse=True)
+def _few_patches(monkeypatch):
+    monkeypatch.setattr(sliced_wasserstein, "MOST_PATCHES", 2000)
+
+
+@pytest.fixture(scope="module")
+def faces():
+    return images(crowd(100), 32, 32)
+
+
+def by_name(rows):
+    return {row.name: row for row in rows}
+
+
+def test_a_set_beside_itself(faces):
+    statistics = collect(faces)
+    rows = by_name(figures(statistics, statistics, 2))
+    assert rows["seam ratio, 2 x 2"] == ("seam ratio, 2 x 2", 1, None)
+    assert rows["seam ratio, 2 x 2, shifted grid"].samples == 1
+    assert [row.samples for name, row in rows.items() if name.startswith("SWD")] == [0, 0, 0]
+    for name in ("MS-SSIM", "border contrast, 2 x 2", "disagreement", "disagreement of hair"):
+        assert rows[name].samples == rows[name].data
+    assert "FID" not in rows
+
+
+def test_sets_are_ordered_as_they_should_be(faces):
+    real = collect(images(crowd(100, seed=1), 32, 32))
+    shuffled = mixed([faces.roll(shift, 0) for shift in range(4)], 2)
+    same = faces[:1].expand(100, -1, -1, -1)
+    good, bad, one = (by_name(figures(collect(generated), real, 2)) for generated in (faces, shuffled, same))
+    assert good["seam ratio, 2 x 2"].samples == pytest.approx(1, abs=0.1)
+    assert bad["seam ratio, 2 x 2"].samples > 1.5
+    assert bad["seam ratio, 2 x 2, shifted grid"].samples < 1.2
+    assert bad["disagreement"].samples > 20 * max(good["disagreement"].samples, good["disagreement"].data)
+    assert bad["disagreement"].samples == pytest.approx(
+        np.mean([row.samples for name, row in bad.items() if name.startswith("disagreement of ")])
+    )
+    assert good["SWD x 10^3, mean"].samples < bad["SWD x 10^3, mean"].samples < one["SWD x 10^3, mean"].samples
+    assert one["MS-SSIM"].samples == pytest.approx(1)
+    assert good["MS-SSIM"].samples == pytest.approx(good["MS-SSIM"].data, abs=0.05)
+
+
+def test_every_figure_tells_degraded_sets_apart(faces):
+    """Patches swapped between images and within them, a blur, and patches of other tints, beside as many real faces."""
+    cells = patches.split(faces, 2).unflatten(0, (4, -1))
+    tints = torch.rand(4, 100, 3, 1, 1, generator=torch.Generator().manual_seed(0)) * 0.6 - 0.3
+    sets = {
+        "faces": faces,
+        "between": mixed([faces.roll(shift, 0) for shift in range(4)], 2),
+        "within": patches.merge(cells.flip(0).flatten(0, 1), 2),
+        "blurred": gaussian_blur(faces, 9, 2.0),
+        "tinted": patches.merge((cells + tints).clamp(-1, 1).flatten(0, 1), 2),
+    }
+    real = collect(images(crowd(100, seed=1), 32, 32))
+    rows = {name: by_name(figures(collect(generated), real, 2)) for name, generated in sets.items()}
+    seam, disagreement, distance, likeness = (
+        {name: found[figure].samples for name, found in rows.items()}
+        for figure in ("seam ratio, 2 x 2", "disagreement", "SWD x 10^3, mean", "MS-SSIM")
+    )
+    assert max(seam["faces"], seam["blurred"]) < 1.1 < 2 < min(seam["tinted"], seam["within"], seam["between"])
+    assert disagreement["faces"] < 0.001 < disagreement["blurred"] < 0.05
+    assert min(disagreement["within"], disagreement["tinted"]) > 0.1
+    assert disagreement["between"] > 2 * max(disagreement["within"], disagreement["tinted"])
+    assert distance["faces"] < distance["tinted"] < distance["between"] < distance["within"] < distance["blurred"]
+    assert likeness["between"] < likeness["tinted"] < likeness["within"] < likeness["faces"] < likeness["blurred"]
+
+
+def test_a_set_alone_and_a_grid_without_borders(faces):
+    statistics = collect(faces[:4])
+    rows = figures(None, statistics, 1)
+    assert [row.name for row in rows][:2] == ["MS-SSIM", "disagreement"]
+    assert all(row.samples is None and row.data is not None for row in rows)
+    assert not any("seam" in row.name for row in figures(statistics, statistics, 1))
+
+
+def test_what_cannot_be_told_is_not_a_number():
+    flat, single = collect(torch.zeros(2, 3, 32, 32)), collect(torch.rand(1, 3, 32, 32))
+    rows = by_name(figures(single, flat, 2))
+    assert math.isnan(rows["seam ratio, 2 x 2"].samples)
+    assert math.isnan(rows["MS-SSIM"].samples)
+    steps = torch.zeros(2, 3, 32, 32).index_fill(3, torch.arange(8), 1.0)  # seamless: its contrast is 0
+    assert math.isnan(by_name(figures(single, collect(steps), 2))["seam ratio, 2 x 2"].samples)
+
+
+def test_features_are_compared_where_both_sets_have_them(monkeypatch, faces):
+    monkeypatch.setattr(fid, "compare", lambda generated, real: {"FID": float((generated - real).sum())})
+    plain, extended = collect(faces[:4]), collect(faces[:4], extractor=lambda whole: torch.ones(len(whole), 2))
+    other = ImageStatistics(4, plain.sums, {**plain.rows, "features": np.zeros((4, 2))})
+    assert by_name(figures(extended, other, 2))["FID"].samples == 8
+    assert "FID" not in by_name(figures(extended, plain, 2))
+
+
+def test_every_figure_is_defined(monkeypatch, faces):
+    monkeypatch.setattr(fid, "compare", lambda *_: dict.fromkeys(["FID", "KID x 10^3", "precision", "recall"], 0.0))
+    statistics = collect(faces[:4], extractor=lambda whole: torch.ones(len(whole), 2))
+    names = [row.name for row in figures(statistics, statistics, 2)]
+    assert all(any(name.startswith(known) for known in metrics.DEFINITIONS) for name in names)
+    assert all(any(known in name for name in names) for known in metrics.DEFINITIONS)
+
+
+def test_a_divider_that_does_not_fit_is_refused(faces):
+    with pytest.raises(InputError, match="divider is 3"):
+        figures(None, collect(faces[:2]), 3)
+
+
+def test_table():
+    rows = [Figure("seam ratio", 1.23456, None), Figure("a", 1234.5, 0.1)]
+    assert table(rows, (64, 10000)) == (
+        "               samples    data\n"
+        "images              64  10,000\n"
+        "seam ratio      1.2346\n"
+        "a           1,234.5000  0.1000"
+    )
+    assert table([Figure("a", None, 0.1)], (None, 5)) == "          data\nimages       5\na       0.1000"

@@ -1,0 +1,147 @@
+import pytest
+import torch
+
+from patch_based_ddpm.model.patches import (
+    crop,
+    global_content,
+    margin,
+    merge,
+    one_hot_positions,
+    patch_batch,
+    put,
+    split,
+    take,
+)
+
+SIZES = [(2, 3, 8, 8, 2), (1, 1, 4, 4, 4), (3, 2, 6, 12, 3), (2, 3, 8, 4, 1), (2, 3, 8, 4, 4)]
+each_size = pytest.mark.parametrize(("b", "c", "H", "W", "N"), SIZES)
+
+
+def numbered(*shape):
+    """Images in which no two values are equal."""
+    return torch.arange(torch.Size(shape).numel()).float().reshape(shape)
+
+
+def cut(images, N):
+    """Patches with their number and their image's: row by row in the picture, then image by image."""
+    h, w = images.shape[2] // N, images.shape[3] // N
+    for i in range(N):
+        for j in range(N):
+            for k, image in enumerate(images):
+                yield i * N + j, k, image[:, i * h : (i + 1) * h, j * w : (j + 1) * w]
+
+
+@each_size
+def test_split_is_the_written_out_loop(b, c, H, W, N):
+    images = numbered(b, c, H, W)
+    assert torch.equal(split(images, N), torch.stack([patch for _, _, patch in cut(images, N)]))
+
+
+@each_size
+def test_merge_undoes_split(b, c, H, W, N):
+    images = numbered(b, c, H, W)
+    assert torch.equal(merge(split(images, N), N), images)
+
+
+@each_size
+def test_split_undoes_merge(b, c, H, W, N):
+    patches = numbered(N * N * b, c, H // N, W // N)
+    assert torch.equal(split(merge(patches, N), N), patches)
+
+
+def test_merge_by_hand():
+    patches = torch.tensor([1.0, 2.0, 3.0, 4.0]).reshape(4, 1, 1, 1).expand(4, 1, 1, 2)
+    assert merge(patches, 2).tolist() == [[[[1, 1, 2, 2], [3, 3, 4, 4]]]]
+
+
+def test_one_hot_positions():
+    assert one_hot_positions(torch.tensor([2, 0, 3]), 2).tolist() == [[0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]]
+    assert one_hot_positions(torch.tensor([0]), 1).tolist() == [[1]]
+    assert one_hot_positions(torch.tensor([1]), 2).dtype == torch.float32
+
+
+@each_size
+def test_global_content_is_the_mean_of_each_block(b, c, H, W, N):
+    images = torch.randn(b, c, H, W)
+    content = global_content(images, N)
+    assert content.shape == (b, c, H // N, W // N)
+    values = images.tolist()
+    for k in range(b):
+        for channel in range(c):
+            for y in range(H // N):
+                for x in range(W // N):
+                    block = [values[k][channel][N * y + u][N * x + v] for u in range(N) for v in range(N)]
+                    assert content[k, channel, y, x].item() == pytest.approx(sum(block) / N**2, abs=1e-6)
+
+
+@each_size
+def test_taking_patches_is_splitting_and_choosing(b, c, H, W, N):
+    images = numbered(b, c, H, W)
+    rows = torch.randint(N * N * b, (7,))
+    assert torch.equal(take(images, N, rows), split(images, N)[rows])
+
+
+@each_size
+@pytest.mark.parametrize("halo", [1, 2, 5])
+def test_windows_are_patches_with_what_lies_around_them(b, c, H, W, N, halo):
+    images = 1 + numbered(b, c, H, W)
+    rows = torch.randint(N * N * b, (7,))
+    windows = take(margin(images, halo), N, rows, halo)
+    h, w = H // N, W // N
+    for window, row in zip(windows, rows.tolist(), strict=True):
+        (i, j), image = divmod(row // b, N), images[row % b]
+        for y in range(-halo, h + halo):
+            for x in range(-halo, w + halo):
+                inside = 0 <= i * h + y < H and 0 <= j * w + x < W
+                wanted = image[:, i * h + y, j * w + x] if inside else torch.zeros(c)
+                assert torch.equal(window[:, y + halo, x + halo], wanted)
+    assert torch.equal(crop(windows, halo), take(images, N, rows))
+
+
+def test_no_halo_is_the_image_itself():
+    images = numbered(2, 3, 4, 4)
+    assert margin(images, 0) is images
+    assert crop(images, 0).data_ptr() == images.data_ptr()
+    assert torch.equal(crop(images, 0), images)
+
+
+def test_global_content_of_windows_is_the_whole_image():
+    """4 x 8 pixels in 2 x 2 patches with a halo of 1: 4 x 6 values, whose blocks reach over 1 and 2 pixels."""
+    images = torch.randn(2, 3, 4, 8)
+    content = global_content(images, 2, 1)
+    columns = [(0, 2), (1, 3), (2, 4), (4, 6), (5, 7), (6, 8)]
+    wanted = torch.stack([images[..., left:right].mean(dim=-1) for left, right in columns], dim=-1)
+    torch.testing.assert_close(content, wanted)
+
+
+@each_size
+def test_put_undoes_take(b, c, H, W, N):
+    images, canvas = numbered(b, c, H, W), torch.full((b, c, H, W), -1.0)
+    rows = torch.randperm(N * N * b)
+    first, rest = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    put(canvas, N, rest, take(images, N, rest))
+    assert torch.equal(canvas == images, canvas >= 0)
+    assert torch.equal(take(canvas, N, first), torch.full((len(first), c, H // N, W // N), -1.0))
+    put(canvas, N, first, take(images, N, first))
+    assert torch.equal(canvas, images)
+
+
+def test_patch_batch_holds_what_belongs_to_each_patch():
+    N, images, t = 3, torch.randn(2, 3, 6, 12), torch.tensor([7, 4])
+    pooled = global_content(images, N)
+    for rows in (torch.arange(18), torch.tensor([5, 0, 17])):
+        batch = patch_batch(images, pooled, t, N, rows)
+        for place, row in enumerate(rows.tolist()):
+            number, k, patch = list(cut(images, N))[row]
+            assert torch.equal(batch.windows[place], patch)
+            assert torch.equal(batch.content[place], pooled[k])
+            assert batch.position[place].tolist() == [float(other == number) for other in range(N * N)]
+            assert batch.t[place] == t[k]
+        assert batch.t.dtype == torch.int64
+
+
+def test_patch_batch_holds_windows():
+    images, t, rows = torch.randn(2, 3, 6, 12), torch.tensor([7, 4]), torch.tensor([5, 0, 17])
+    batch = patch_batch(margin(images, 2), global_content(images, 3, 2), t, 3, rows, 2)
+    assert torch.equal(batch.windows, take(margin(images, 2), 3, rows, 2))
+    assert batch.content.shape == batch.windows.shape == (3, 3, 6, 8)

@@ -1,0 +1,221 @@
+import contextlib
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from patch_based_ddpm import Config, GaussianDiffusion, UNet, samplers
+from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.planning import planner
+from patch_based_ddpm.planning.live_memory import KINDS, MIB, LiveMemory, Peak
+from patch_based_ddpm.training.step import TrainingStep
+
+
+def paper(N, size=128, **trainer):
+    """The paper's network."""
+    trainer = {"train_dataset_dir": "builtin:faces", "log_dir": "unused", **trainer}
+    return Config.from_dict({"trainer": trainer, "model": {"dim": 128, "patch_divider": N, "image_size": size}})
+
+
+def small(N, halo=0, **trainer):
+    trainer = {"train_dataset_dir": "builtin:faces", "log_dir": "unused", "train_batch_size": 2, **trainer}
+    model = {"dim": 16, "dim_mults": [1, 2], "patch_divider": N, "image_size": 32, "halo": halo}
+    return Config.from_dict({"trainer": trainer, "model": model})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("N", "size", "halo"), [(1, None, 0), (2, 1, 0), (2, 3, 0), (2, 3, 4), (4, 5, 0), (4, 1, 2), (4, None, 0)]
+)
+def test_sampling_is_predicted(N, size, halo, dtype):
+    diffusion = GaussianDiffusion.from_config(small(N, halo)).requires_grad_(False)
+    diffusion.unet.to(dtype)
+    options = {"sampler": "ddpm", "steps": None, "eta": 0.0, "patch_batch_size": size}
+    with LiveMemory(diffusion) as memory, torch.inference_mode():
+        samplers.draw(diffusion, [0, 1], progress=lambda steps: steps[:3], **options)
+    measured = memory.peak()
+    predicted = planner.sampling_peak(small(N, halo), batch_size=2, patch_batch_size=size, dtype=dtype)
+    for kind in (*KINDS, "total"):
+        assert getattr(predicted, kind) == pytest.approx(getattr(measured, kind), rel=0.05), kind
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options"),
+    [("ddim", {"eta": 1.0}), ("dpm-solver++", {}), ("dpm-solver++", {"order": 3}), ("dpm-solver++", {"eta": 1.0})],
+)
+def test_what_a_sampler_keeps_is_predicted(sampler, options):
+    """With so many images and so small a network, the predictions kept are a good part of what sampling holds."""
+    config, options = small(4, 0), {"eta": 0.0, "order": None, **options}
+    diffusion = GaussianDiffusion.from_config(config).requires_grad_(False)
+    with LiveMemory(diffusion) as memory, torch.inference_mode():
+        samplers.draw(diffusion, range(16), sampler=sampler, steps=5, patch_batch_size=16, **options)
+    predicted = planner.sampling_peak(config, batch_size=16, patch_batch_size=16, sampler=sampler, **options)
+    assert predicted.activations == pytest.approx(memory.peak().activations, rel=0.05)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize(
+    ("N", "size", "halo", "accumulate"),
+    [
+        (1, None, 0, 1),
+        (1, None, 0, 3),
+        (2, 1, 0, 1),
+        (2, 3, 0, 1),
+        (2, 3, 4, 1),
+        (4, 5, 0, 2),
+        (4, 1, 2, 1),
+        (4, None, 0, 1),
+        (4, None, 0, 2),
+    ],
+)
+def test_training_is_predicted(N, size, halo, accumulate, precision, recompute):
+    """Against the step that training takes; its averaged weights are added by hand."""
+    given = {"patch_batch_size": size, "recompute_activations": recompute, "gradient_accumulate_every": accumulate}
+    config = small(N, halo, **given)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True, mixed_precision=precision)
+    unet = UNet.from_config(config.model)
+    unet.recompute = recompute
+    unet, optimizer = accelerator.prepare(unet, torch.optim.Adam(unet.parameters(), fused=True))
+    step = TrainingStep(config.trainer, accelerator, GaussianDiffusion(unet, config), optimizer)
+    step(0, [torch.zeros(2, 3, 32, 32)] * accumulate)
+    with LiveMemory(step.diffusion, optimizer.optimizer) as memory:
+        step(1, [torch.zeros(2, 3, 32, 32)] * accumulate)
+    measured = memory.peak()
+    predicted = planner.training_peak(config, batch_size=2, patch_batch_size=size, precision=precision)
+    averaged = sum(p.numel() * 4 for p in unet.parameters())
+    assert predicted.weights - averaged == pytest.approx(measured.weights, rel=0.05)
+    assert predicted.total - averaged == pytest.approx(measured.total, rel=0.05)
+    for kind in ("gradients", "optimizer", "activations"):
+        assert getattr(predicted, kind) == pytest.approx(getattr(measured, kind), rel=0.05), kind
+
+
+@pytest.mark.parametrize(
+    ("N", "size", "sampling", "training"),
+    [
+        (1, None, 1_335_100, 6_525_668),
+        (2, 1, 395_080, 1_722_608),
+        (4, 1, 157_048, 513_696),
+        (4, None, 1_635_880, 7_654_416),
+    ],
+)
+def test_activations_to_the_byte(N, size, sampling, training):
+    """What changes these figures changes what users can afford: on purpose, or not at all."""
+    one = {"batch_size": 1, "patch_batch_size": size}
+    assert planner.sampling_peak(small(N), **one).activations == sampling
+    assert planner.training_peak(small(N), **one).activations == training
+
+
+def test_several_processes_keep_their_gradients_for_the_exchange():
+    alone, accumulating = small(2), small(2, gradient_accumulate_every=2)
+    one = {"batch_size": 2, "patch_batch_size": None}
+    several = planner.training_peak(alone, **one, processes=2)
+    assert several == planner.training_peak(accumulating, **one)
+    assert several.total > planner.training_peak(alone, **one).total + 0.5 * several.gradients
+
+
+@contextlib.contextmanager
+def autocast(device):
+    """As torch.autocast does it, which does nothing for a GPU that is not there."""
+    before = torch.get_autocast_dtype(device)
+    torch.set_autocast_dtype(device, torch.bfloat16)
+    torch.set_autocast_enabled(device, True)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled(device, False)
+        torch.set_autocast_dtype(device, before)
+        torch.clear_autocast_cache()
+
+
+def test_a_gpus_autocast_holds_what_a_cpus_does():
+    """It would return float32 from norms and softmaxes. Fake tensors claim to be on a GPU; forward pass of a level."""
+    held = {}
+    for device in ("cpu", "cuda"):
+        with FakeTensorMode(), torch.device(device):
+            level = UNet.from_config(small(2).model).encoder[0]
+            x, condition = torch.zeros(8, 10, 16, 16).to(memory_format=torch.channels_last), torch.zeros(8, 64)
+            with LiveMemory(level) as memory, autocast(device):
+                out = level(x, condition)
+            assert (out.device.type, out.dtype) == (device, torch.bfloat16)
+        held[device] = memory.peak()
+    assert held["cuda"].activations == pytest.approx(held["cpu"].activations, rel=0.01)
+
+
+@pytest.mark.slow
+def test_training_activations_fall_as_the_square_of_the_divider():
+    held = {n: planner.training_peak(paper(n), batch_size=1, patch_batch_size=1).activations for n in (1, 2, 4, 8)}
+    for n in (2, 4, 8):
+        assert held[n] <= 1.15 * held[1] / n**2, (n, held)
+
+
+@pytest.mark.slow
+def test_recomputing_holds_less():
+    held = [
+        planner.training_peak(paper(4, recompute_activations=on), batch_size=1, patch_batch_size=1).activations
+        for on in (True, False)
+    ]
+    assert held[0] < 0.6 * held[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("size", "N", "most"), [(128, 1, 60), (128, 2, 16), (128, 4, 5), (128, 8, 2), (256, 4, 16), (256, 8, 6)]
+)
+def test_sampling_activations_of_the_papers_network(size, N, most):
+    peak = planner.sampling_peak(paper(N, size), batch_size=1, patch_batch_size=1)
+    assert peak.activations <= most * MIB
+    assert peak.weights == pytest.approx(483.7 * MIB, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_large_picture_on_a_small_card():
+    peak = planner.sampling_peak(paper(16, 1024), batch_size=1, patch_batch_size=1, dtype=torch.bfloat16)
+    assert peak.total < 340 * MIB
+    assert peak.weights == pytest.approx(242 * MIB, rel=1e-2)
+
+
+@pytest.mark.slow
+def test_with_a_halo_memory_grows_as_the_window_and_falls_as_the_square_of_the_divider():
+    held = {}
+    for n, halo in ((2, 0), (2, 16), (4, 8)):  # a quarter of the patch on each side: windows of 1.5^2 times its pixels
+        config = paper(n).to_dict()
+        config["model"]["halo"] = halo
+        config = Config.from_dict(config)
+        held[n, halo] = planner.sampling_peak(config, batch_size=1, patch_batch_size=1).activations
+    assert held[2, 16] <= 1.15 * 1.5**2 * held[2, 0]
+    assert held[4, 8] <= 1.15 * held[2, 16] / 4
+
+
+def peak(total):
+    return Peak(weights=100 * MIB, gradients=0, optimizer=0, buffers=0, activations=total - 100 * MIB, total=total)
+
+
+@pytest.mark.parametrize("slope", [1, 3.3, 7])
+@pytest.mark.parametrize("bend", [0, 0.02])
+def test_the_largest_patch_batch_is_found(slope, bend):
+    """Against trying all, on lines and on curves."""
+    totals = {k: int((200 + slope * k + bend * k**2) * MIB) for k in range(1, 65)}
+    asked = []
+
+    def peak_of(size):
+        asked.append(size)
+        return peak(totals[size])
+
+    for room in range(int(202 + slope), 1000, 17):
+        asked.clear()
+        size, found = planner.largest_patch_batch(peak_of, 64, room * MIB)
+        assert size == max(k for k, total in totals.items() if total <= room * MIB)
+        assert found.total == totals[size]
+        assert len(asked) <= 10
+
+
+def test_nothing_fits_is_one_sentence_that_says_what_would():
+    with pytest.raises(InputError) as error:
+        planner.largest_patch_batch(lambda size: peak((200 + size) * MIB), 64, 200 * MIB)
+    assert str(error.value) == (
+        "--max-memory 200.0 MiB is too little: one patch at a time needs 201.0 MiB, of which weights 100.0 MiB."
+    )

@@ -1,0 +1,139 @@
+import math
+
+import pytest
+import torch
+
+from patch_based_ddpm.model import schedule
+from patch_based_ddpm.samplers import coefficients, ddim, dpm_solver_pp
+from support.oracles import Oracle
+
+
+def even(steps, bound):
+    """alpha_bar of `steps` timesteps evenly spaced in lambda, from `bound` at t = 0 to -`bound`."""
+    return torch.sigmoid(2 * torch.linspace(bound, -bound, steps, dtype=torch.float64))
+
+
+def slope(errors, steps):
+    """p of an error that falls as steps^-p, fitted."""
+    x, y = torch.tensor(steps).double().log(), torch.tensor(errors).double().log()
+    return -(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum()).item()
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_the_error_falls_with_the_order(order):
+    x_T = torch.randn(1, 1, 8, 8, dtype=torch.float64)
+    steps = (40, 80, 160, 320)
+    oracles = [Oracle(even(s, 4), mean=0.1, spread=0.2) for s in steps]
+    errors = [(dpm_solver_pp(o, x_T, steps=o.timesteps, order=order) - o.flow(x_T)).abs().max() for o in oracles]
+    assert order - 0.3 < slope(errors, steps) < order + 0.7, errors
+    assert errors[-1] < 0.01**order
+
+
+def test_ddim_is_of_first_order():
+    x_T = torch.randn(1, 1, 8, 8, dtype=torch.float64)
+    steps = (40, 80, 160, 320)
+    oracles = [Oracle(even(s, 4), mean=0.1, spread=0.2) for s in steps]
+    errors = [(ddim(o, x_T, steps=o.timesteps) - o.flow(x_T)).abs().max() for o in oracles]
+    assert 0.7 < slope(errors, steps) < 1.3, errors
+
+
+def moments(oracle, order):
+    """Mean and variance of what the sampler with noise makes, without drawing any.
+
+    Every step is linear. So one image follows zeros, one x_T = 1, and one each z = 1: its response to what is N(0, 1).
+    """
+    calls, inputs = [], torch.eye(oracle.timesteps + 1, dtype=torch.float64)[:, :, None, None, None]
+
+    def noise():
+        calls.append(1)
+        return inputs[len(calls) + 1]
+
+    found = dpm_solver_pp(oracle, inputs[1], steps=oracle.timesteps, order=order, eta=1, noise=noise).flatten()
+    assert len(calls) == oracle.timesteps - 1
+    return found[0].item(), ((found[1:] - found[0]) ** 2).sum().item()
+
+
+def variance_error(order, count):
+    """Of the sampler with noise in `count` steps, relative, but for what the last predicted x_0 smooths away."""
+    oracle = Oracle(even(count, 5), mean=0.1, spread=0.2)
+    mean, variance = moments(oracle, order)
+    assert mean == pytest.approx(0.1, abs=1e-3)
+    last = oracle.exact_alpha_bar[0]
+    return abs(variance / (0.2**4 * last / oracle.variance(last)).item() - 1)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_with_noise_the_datas_mean_and_variance_are_found_with_the_order(order):
+    steps = (25, 50, 100, 200)
+    errors = [variance_error(order, count) for count in steps]
+    assert order - 0.3 < slope(errors, steps) < order + 0.7, errors
+    assert errors[-1] < (0.06 if order == 1 else 0.002)
+
+
+def test_third_order_with_noise_is_nearer_than_second():
+    steps = (25, 50, 100, 200)
+    errors = [variance_error(3, count) for count in steps]
+    assert slope(errors, steps) > 1.7, errors
+    for count, error in zip(steps, errors, strict=True):
+        assert error < 0.8 * variance_error(2, count)
+
+
+def test_with_noise_samples_are_the_data():
+    """The same with noise that is drawn, within five standard errors."""
+    oracle, count = Oracle(even(200, 5), mean=0.1, spread=0.2), 20_000
+    generator = torch.Generator().manual_seed(3)
+
+    def noise():
+        return torch.randn(1, 1, 1, count, generator=generator, dtype=torch.float64)
+
+    found = dpm_solver_pp(oracle, noise(), steps=200, eta=1, noise=noise)
+    assert found.mean().item() == pytest.approx(0.1, abs=5 * 0.2 / math.sqrt(count))
+    assert found.std().item() == pytest.approx(0.2, rel=5 / math.sqrt(2 * count))
+
+
+@pytest.mark.parametrize("timesteps", [2, 10, 1000])
+def test_ancestral_steps_over_all_timesteps_are_the_posterior(timesteps):
+    """To the bit in float32, though one comes from ratios of alpha_bar and the other from beta."""
+    beta = schedule.cosine_betas(timesteps)
+    posterior, found = schedule.posterior(beta), coefficients.ancestral(schedule.alpha_bars(beta).flip(0))
+    assert torch.equal(found.x_0[:, 0].flip(0).float(), posterior.x_0_coefficient.float())
+    assert torch.equal(found.x_t.flip(0).float(), posterior.x_t_coefficient.float())
+    torch.testing.assert_close(found.noise.flip(0), posterior.variance.sqrt(), atol=0, rtol=1e-9)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 9])
+def test_the_last_step_is_x_0_itself(count):
+    alpha_bar = schedule.alpha_bars(schedule.cosine_betas(1000))[torch.linspace(999, 0, count).long()]
+    rows = [coefficients.ancestral(alpha_bar), coefficients.ddim(alpha_bar, 0.0), coefficients.ddim(alpha_bar, 1.0)]
+    rows += [coefficients.dpm_solver_pp(alpha_bar, order, noisy) for order in (1, 2, 3) for noisy in (False, True)]
+    for found in rows:
+        assert len(found.x_t) == len(found.x_0) == count
+        assert found.x_t[-1] == 0
+        assert found.x_0[-1].tolist() == [1.0, 0.0, 0.0][: found.x_0.shape[1]]
+        assert found.noise is None or found.noise[-1] == 0
+        assert all(values is None or values.isfinite().all() for values in found)
+
+
+@pytest.mark.parametrize("speed", [1, 2])
+def test_third_order_integrates_a_parabola_exactly(speed):
+    """Against a fine sum, where x_0 is a parabola in lambda and the steps are uneven; twice as fast with noise."""
+    least = [-3.0, -1.7, -1.2, 0.4, 1.1]
+    alpha_bar = torch.sigmoid(2 * torch.tensor(least, dtype=torch.float64))
+
+    def parabola(x):
+        return 0.3 + 0.2 * x - 0.1 * x**2
+
+    found = coefficients.dpm_solver_pp(alpha_bar, 3, stochastic=speed == 2)
+    for i in (2, 3):
+        end = torch.linspace(least[i], least[i + 1], 200_001, dtype=torch.float64)
+        values = speed * (speed * (end - least[i + 1])).exp() * parabola(end)
+        wanted = alpha_bar[i + 1].sqrt() * torch.trapezoid(values, end)
+        seen = torch.tensor([parabola(x) for x in (least[i], least[i - 1], least[i - 2])], dtype=torch.float64)
+        assert (found.x_0[i] @ seen).item() == pytest.approx(wanted.item(), abs=1e-9)
+
+
+def test_noisy_ddim_is_finite_where_its_variances_cancel():
+    """At eta 1, 1 - alpha_bar_s - c^2 is 0 or nearly, and with many timesteps rounds to less even in float64."""
+    alpha_bar = schedule.alpha_bars(schedule.cosine_betas(100_000))
+    for s in range(400):
+        assert coefficients.ddim(alpha_bar[[99_999, s]], 1.0).x_t.isfinite().all()
