@@ -1,5 +1,8 @@
 """The kind of error that is the user's to mend: commands print its sentence and leave the traceback to bugs."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class InputError(ValueError):
     """What was given cannot work; the message is one sentence that names the file or field, the value and the rule."""
@@ -11,3 +14,20 @@ class OnePatchTooMany(InputError):  # noqa: N818 - it is caught for what it is
 
 class DamagedCheckpoint(InputError):  # noqa: N818 - it is caught for what it is
     """A checkpoint file that cannot be read, or whose bytes are not those that were written."""
+
+
+@contextlib.contextmanager
+def explain_os_error(what: str, advice: str = "") -> Iterator[None]:
+    """Turn an `OSError` of the block into an `InputError`.
+
+    Args:
+        what: the start of the sentence, for example "config.json cannot be written".
+        advice: its end, for example "; choose another --out-dir".
+
+    Raises:
+        InputError: "{what}: {the system's reason}{advice}."
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{what}: {error.strerror or error}{advice}.") from None

@@ -21,7 +21,7 @@ from patch_based_ddpm.command_line import compile_mode
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.errors import OnePatchTooMany
 from patch_based_ddpm.model.diffusion import GaussianDiffusion
-from patch_based_ddpm.model.patch_batching import Passes
+from patch_based_ddpm.model.patch_batching import PatchBatching
 from patch_based_ddpm.model.unet import UNet
 from patch_based_ddpm.planning.live_memory import LiveMemory, peak_memory
 
@@ -83,11 +83,11 @@ class Model:
 def sampling_step(model: Model, setting: Setting, images: int) -> None:
     """Denoise b random images by one step."""
     diffusion = model.diffusion
-    diffusion.passes.limit = None
+    diffusion.patch_batching.limit = None
     with torch.inference_mode(), contextlib.suppress(OnePatchTooMany):
         x_t, t = _noise_and_time(diffusion, images)
         diffusion.p_mean_variance(x_t, t, setting.patches)
-        if diffusion.passes.limit is None:
+        if diffusion.patch_batching.limit is None:
             return
     raise torch.OutOfMemoryError  # if it went on, then with fewer patches, which is another setting
 
@@ -199,7 +199,7 @@ class Bench:
         mode = compile_mode(self.device) if kind == "sampling" else None
         unet = torch.compile(model.diffusion.unet, fullgraph=True, dynamic=False, isolate_recompiles=True, mode=mode)
         diffusion = GaussianDiffusion(unet, model.diffusion.config).to(self.device)
-        diffusion.passes = Passes(padded=True)
+        diffusion.patch_batching = PatchBatching(padded=True)
         return Model(diffusion, model.optimizer)
 
     def _step(self, kind: str, model: Model, setting: Setting, clear: bool = True) -> None:

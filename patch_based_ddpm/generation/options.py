@@ -87,7 +87,7 @@ def load_model(args: argparse.Namespace, accelerator: Accelerator, images: int) 
         timesteps.check(diffusion.timesteps, args.steps)
     if args.compile:
         diffusion.unet.compile(dynamic=False, mode=command_line.compile_mode(accelerator.device))
-        diffusion.passes.padded = True  # passes of one shape: compiled once
+        diffusion.patch_batching.padded = True  # passes of one shape: compiled once
     if args.max_memory is not None:
         _limit_passes(diffusion, min(args.batch_size, images), args, accelerator)
     return diffusion
@@ -98,7 +98,7 @@ def _limit_passes(
 ) -> None:
     """Let as many patches share a pass as fit; says how many."""
     patches = diffusion.patch_divider**2 * images
-    diffusion.passes.limit, peak = planner.largest_patch_batch(
+    diffusion.patch_batching.limit, peak = planner.largest_patch_batch(
         lambda size: planner.sampling_peak(
             diffusion.config,
             batch_size=images,
@@ -111,7 +111,7 @@ def _limit_passes(
         min(patches, args.patch_batch_size or patches),
         args.max_memory,
     )
-    accelerator.print(planner.sentence(diffusion.passes.limit, patches, peak, args.max_memory))
+    accelerator.print(planner.sentence(diffusion.patch_batching.limit, patches, peak, args.max_memory))
 
 
 @torch.inference_mode()

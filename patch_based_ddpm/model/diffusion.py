@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.model import schedule
-from patch_based_ddpm.model.patch_batching import Passes
-from patch_based_ddpm.model.patches import PatchBatch, crop, global_content, margin, patch_batch, put, take
+from patch_based_ddpm.model.patch_batching import PatchBatching
+from patch_based_ddpm.model.patches import PatchBatch, crop, gather, global_content, pad, patch_batch, scatter
 from patch_based_ddpm.model.unet import UNet
 
 LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss, "huber": F.huber_loss}
@@ -56,7 +56,7 @@ class GaussianDiffusion(nn.Module):
         self.patch_divider = config.model.patch_divider
         self.halo = config.model.halo
         self.timesteps = config.diffusion.timesteps
-        self.passes = Passes()
+        self.patch_batching = PatchBatching()
         alpha_bar = self.exact_alpha_bar
         posterior = schedule.posterior(schedule.cosine_betas(self.timesteps))
         self._register("alpha_bar", alpha_bar)
@@ -101,21 +101,21 @@ class GaussianDiffusion(nn.Module):
             InputError: `patch_batch_size` is less than 1.
         """
         content = global_content(x_t, self.patch_divider, self.halo)  # (b, c, h + 2k, w + 2k)
-        surrounded = margin(x_t, self.halo)  # (b, c, H + 2k, W + 2k)
+        surrounded = pad(x_t, self.halo)  # (b, c, H + 2k, W + 2k)
         prediction = torch.empty_like(x_t, dtype=torch.float32)  # (b, c, H, W)
         start = 0
         while start < (total := self._patches_of(x_t)):
-            size = self.passes.size(total, patch_batch_size)
-            rows = self.passes.rows(start, size, total, x_t.device)
+            size = self.patch_batching.size(total, patch_batch_size)
+            patch_indices = self.patch_batching.indices(start, size, total, x_t.device)
             try:
-                inputs = (surrounded, content, t, self.patch_divider, rows, self.halo)
+                inputs = (surrounded, content, t, self.patch_divider, patch_indices, self.halo)
                 patches = self._denoise(patch_batch(*inputs))  # (n, c, h, w)
             except torch.OutOfMemoryError:
                 patches = None
             if patches is None:  # and the error, which holds on to tensors, is gone
-                self.passes.shrink(size)
+                self.patch_batching.shrink(size)
                 continue
-            put(prediction, self.patch_divider, rows, patches)
+            scatter(prediction, self.patch_divider, patch_indices, patches)
             start += size
         return prediction
 
@@ -125,7 +125,7 @@ class GaussianDiffusion(nn.Module):
     def _denoise(self, batch: PatchBatch) -> Tensor:
         # The network may hold half-precision weights; everything outside it stays float32.
         dtype = next(self.unet.parameters()).dtype
-        answer = self.unet(batch.windows.to(dtype), batch.content.to(dtype), batch.position, batch.t)
+        answer = self.unet(batch.patches.to(dtype), batch.content.to(dtype), batch.position, batch.t)
         return crop(answer, self.halo).float()
 
     def q_sample(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ class GaussianDiffusion(nn.Module):
 
         Source: DDPM eq. 4.
         """
-        return at(self.sqrt_alpha_bar, t) * x_0 + at(self.sqrt_one_minus_alpha_bar, t) * noise
+        return extract(self.sqrt_alpha_bar, t) * x_0 + extract(self.sqrt_one_minus_alpha_bar, t) * noise
 
     def predict_x_0(self, x_t: Tensor, t: Tensor, patch_batch_size: int | None = None) -> Tensor:
         """The image the network sees in the noise, clipped to [-1, 1].
@@ -158,7 +158,7 @@ class GaussianDiffusion(nn.Module):
             (b, c, H, W) in [-1, 1]; NaN where the prediction is not finite, which clipping would hide.
         """
         prediction = self.predict(x_t, t, patch_batch_size)
-        signal, noise = at(self.sqrt_alpha_bar, t), at(self.sqrt_one_minus_alpha_bar, t)
+        signal, noise = extract(self.sqrt_alpha_bar, t), extract(self.sqrt_one_minus_alpha_bar, t)
         match self.config.diffusion.objective:
             case "pred_noise":
                 x_0 = (x_t - noise * prediction) / signal
@@ -184,8 +184,8 @@ class GaussianDiffusion(nn.Module):
         Source: DDPM eq. 6 and 7.
         """
         x_0 = self.predict_x_0(x_t, t, patch_batch_size)
-        mean = at(self.posterior_x_0, t) * x_0 + at(self.posterior_x_t, t) * x_t
-        return mean, at(self.posterior_variance, t), at(self.posterior_log_variance, t)
+        mean = extract(self.posterior_x_0, t) * x_0 + extract(self.posterior_x_t, t) * x_t
+        return mean, extract(self.posterior_variance, t), extract(self.posterior_log_variance, t)
 
     def target(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """What the network should answer: eps, x_0, or v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0."""
@@ -195,7 +195,7 @@ class GaussianDiffusion(nn.Module):
             case "pred_x0":
                 return x_0
             case "pred_v":
-                return at(self.sqrt_alpha_bar, t) * noise - at(self.sqrt_one_minus_alpha_bar, t) * x_0
+                return extract(self.sqrt_alpha_bar, t) * noise - extract(self.sqrt_one_minus_alpha_bar, t) * x_0
 
     def training_batches(
         self, x_0: Tensor, t: Tensor, noise: Tensor, patch_batch_size: int | None
@@ -213,14 +213,14 @@ class GaussianDiffusion(nn.Module):
         """
         x_t, target = self.q_sample(x_0, t, noise), self.target(x_0, t, noise)  # (b, c, H, W)
         content = global_content(x_t, self.patch_divider, self.halo)  # (b, c, h + 2k, w + 2k)
-        x_t = margin(x_t, self.halo)  # (b, c, H + 2k, W + 2k)
+        x_t = pad(x_t, self.halo)  # (b, c, H + 2k, W + 2k)
         total = self._patches_of(x_0)
-        size = self.passes.size(total, patch_batch_size)
+        size = self.patch_batching.size(total, patch_batch_size)
         for start in range(0, total, size):
-            rows = self.passes.rows(start, size, total, x_0.device)
+            patch_indices = self.patch_batching.indices(start, size, total, x_0.device)
             yield TrainingBatch(
-                inputs=patch_batch(x_t, content, t, self.patch_divider, rows, self.halo),
-                target=take(target, self.patch_divider, rows[: total - start]),
+                inputs=patch_batch(x_t, content, t, self.patch_divider, patch_indices, self.halo),
+                target=gather(target, self.patch_divider, patch_indices[: total - start]),
             )
 
     def patch_losses(self, batch: TrainingBatch) -> Tensor:
@@ -250,6 +250,6 @@ class GaussianDiffusion(nn.Module):
         return self.patch_losses(batch).mean()
 
 
-def at(coefficients: Tensor, t: Tensor) -> Tensor:
+def extract(coefficients: Tensor, t: Tensor) -> Tensor:
     """Pick a schedule's values (T,) at timesteps (b,), shaped (b, 1, 1, 1) to meet images."""
     return rearrange(coefficients[t], "b -> b 1 1 1")

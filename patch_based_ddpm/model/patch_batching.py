@@ -13,11 +13,11 @@ from patch_based_ddpm.errors import InputError, OnePatchTooMany
 
 
 @dataclass
-class Passes:
+class PatchBatching:
     """The size of forward passes.
 
     Attributes:
-        limit: the most patches that share a pass, whatever is asked for; None: no limit. `shrink` lowers it.
+        limit: the most patches that share a pass, whatever is requested for; None: no limit. `shrink` lowers it.
         padded: fill smaller passes up, so that a compiled network sees tensors of one size.
         largest: patches of the largest pass so far, to which a padded one is filled up; 0: none.
     """
@@ -26,22 +26,24 @@ class Passes:
     padded: bool = False
     largest: int = 0
 
-    def size(self, total: int, asked: int | None) -> int:
-        """How many patches of `total` share a pass, where `asked` (None: all) are wanted.
+    def size(self, total: int, requested: int | None) -> int:
+        """How many patches of `total` share a pass, where `requested` (None: all) are wanted.
 
         A padded pass is as large as the largest before it, which this remembers.
 
         Raises:
-            InputError: `asked` is less than 1.
+            InputError: `requested` is less than 1.
         """
-        if asked is not None and asked < 1:
-            raise InputError(f"patch_batch_size is {asked}; it must be at least 1, or None for all patches at once.")
-        size = min(size for size in (total, asked, self.limit) if size is not None)
+        if requested is not None and requested < 1:
+            raise InputError(
+                f"patch_batch_size is {requested}; it must be at least 1, or None for all patches at once."
+            )
+        size = min(size for size in (total, requested, self.limit) if size is not None)
         if self.padded:
             size = self.largest = max(size, self.largest)
         return size
 
-    def rows(self, start: int, size: int, total: int, device: torch.device) -> Tensor:
+    def indices(self, start: int, size: int, total: int, device: torch.device) -> Tensor:
         """The numbers of a pass's patches, int64: [start, start + size) cut off at `total`.
 
         A padded pass goes on with the last patch instead; only its first `total - start` rows count.

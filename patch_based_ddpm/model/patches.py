@@ -40,7 +40,7 @@ def merge(patches: Tensor, patch_divider: int) -> Tensor:
     return rearrange(patches, "(i j b) c h w -> b c (i h) (j w)", i=patch_divider, j=patch_divider)
 
 
-def margin(images: Tensor, halo: int) -> Tensor:
+def pad(images: Tensor, halo: int) -> Tensor:
     """Surround images with zeros, so that the windows at their edges are whole.
 
     Args:
@@ -53,13 +53,13 @@ def margin(images: Tensor, halo: int) -> Tensor:
     return F.pad(images, (halo, halo, halo, halo)) if halo else images
 
 
-def take(images: Tensor, patch_divider: int, rows: Tensor, halo: int = 0) -> Tensor:
-    """Copy some windows out of images: where k is 0, `split(images, N)[rows]`, without cutting up the rest.
+def gather(images: Tensor, patch_divider: int, patch_indices: Tensor, halo: int = 0) -> Tensor:
+    """Copy some windows out of images: where k is 0, `split(images, N)[patch_indices]`, without cutting up the rest.
 
     Args:
-        images: (b, c, H + 2k, W + 2k), as `margin` returns them; N divides H and W.
+        images: (b, c, H + 2k, W + 2k), as `pad` returns them; N divides H and W.
         patch_divider: N.
-        rows: (n,) int64, numbers of patches in patch-major order, in [0, N*N*b).
+        patch_indices: (n,) int64, numbers of patches in patch-major order, in [0, N*N*b).
         halo: k.
 
     Returns:
@@ -67,20 +67,20 @@ def take(images: Tensor, patch_divider: int, rows: Tensor, halo: int = 0) -> Ten
     """
     height, width = ((side - 2 * halo) // patch_divider for side in images.shape[2:])
     windows = images.unfold(2, height + 2 * halo, height).unfold(3, width + 2 * halo, width)  # a view
-    return rearrange(windows, "b c i j h w -> i j b c h w")[_places(rows, len(images), patch_divider)]
+    return rearrange(windows, "b c i j h w -> i j b c h w")[_places(patch_indices, len(images), patch_divider)]
 
 
-def put(images: Tensor, patch_divider: int, rows: Tensor, patches: Tensor) -> None:
-    """Write patches into images, where `take` would find them.
+def scatter(images: Tensor, patch_divider: int, patch_indices: Tensor, patches: Tensor) -> None:
+    """Write patches into images, where `gather` would find them.
 
     Args:
         images: (b, c, H, W), changed in place; N divides H and W.
         patch_divider: N.
-        rows: (n,) int64, as in `take`.
+        patch_indices: (n,) int64, as in `gather`.
         patches: (n, c, h, w).
     """
     by_patch = rearrange(images, "b c (i h) (j w) -> i j b c h w", i=patch_divider, j=patch_divider)
-    by_patch[_places(rows, len(images), patch_divider)] = patches
+    by_patch[_places(patch_indices, len(images), patch_divider)] = patches
 
 
 def crop(windows: Tensor, halo: int) -> Tensor:
@@ -88,9 +88,9 @@ def crop(windows: Tensor, halo: int) -> Tensor:
     return windows[..., halo : windows.shape[-2] - halo, halo : windows.shape[-1] - halo]
 
 
-def _places(rows: Tensor, images: int, patch_divider: int) -> tuple[Tensor, Tensor, Tensor]:
-    numbers = rows // images
-    return numbers // patch_divider, numbers % patch_divider, rows % images
+def _places(patch_indices: Tensor, images: int, patch_divider: int) -> tuple[Tensor, Tensor, Tensor]:
+    numbers = patch_indices // images
+    return numbers // patch_divider, numbers % patch_divider, patch_indices % images
 
 
 def one_hot_positions(indices: Tensor, patch_divider: int) -> Tensor:
@@ -126,33 +126,35 @@ class PatchBatch(NamedTuple):
     """The network's inputs for `n` patches that are denoised in one forward pass.
 
     Attributes:
-        windows: (n, c, h + 2k, w + 2k) noisy patches with their halo.
+        patches: (n, c, h + 2k, w + 2k) noisy patches with their halo.
         content: (n, c, h + 2k, w + 2k) global content of the image that each patch belongs to.
         position: (n, N*N) one-hot.
         t: (n,) int64 timestep of the image that each patch belongs to.
     """
 
-    windows: Tensor
+    patches: Tensor
     content: Tensor
     position: Tensor
     t: Tensor
 
 
-def patch_batch(x_t: Tensor, content: Tensor, t: Tensor, patch_divider: int, rows: Tensor, halo: int = 0) -> PatchBatch:
+def patch_batch(
+    x_t: Tensor, content: Tensor, t: Tensor, patch_divider: int, patch_indices: Tensor, halo: int = 0
+) -> PatchBatch:
     """Gather the network's inputs for some patches of noisy images.
 
     Args:
-        x_t: (b, c, H + 2k, W + 2k) noisy images with their `margin`.
+        x_t: (b, c, H + 2k, W + 2k) noisy images with their `pad`.
         content: (b, c, h + 2k, w + 2k) their global content.
         t: (b,) int64 timesteps.
         patch_divider: N.
-        rows: (n,) int64, numbers of patches in patch-major order, in [0, N*N*b).
+        patch_indices: (n,) int64, numbers of patches in patch-major order, in [0, N*N*b).
         halo: k.
     """
-    of_image = rows % len(x_t)
+    of_image = patch_indices % len(x_t)
     return PatchBatch(
-        windows=take(x_t, patch_divider, rows, halo),
+        patches=gather(x_t, patch_divider, patch_indices, halo),
         content=content[of_image],
-        position=one_hot_positions(rows // len(x_t), patch_divider),
+        position=one_hot_positions(patch_indices // len(x_t), patch_divider),
         t=t[of_image],
     )

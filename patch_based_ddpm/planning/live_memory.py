@@ -161,7 +161,7 @@ def _tensors_of(optimizer: torch.optim.Optimizer | None) -> Iterable[Tensor]:
     return [value for state in states for value in state.values() if isinstance(value, Tensor)]
 
 
-def forget_peak_memory(device: torch.device) -> None:
+def reset_peak_memory(device: torch.device) -> None:
     """Let `peak_memory` of a GPU count from now on; what a process occupied at most is never forgotten."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

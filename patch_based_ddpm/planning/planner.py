@@ -1,7 +1,7 @@
 """What training and sampling will hold at most, found by running them on fake tensors: shapes without values.
 
-The real code runs, on no data and without a GPU, so the prediction is a count and not a formula. Passes of the same
-size hold the same, so two of them stand for all.
+The real code runs, on no data and without a GPU, so the prediction is a count and not a formula. Passes of
+the same size hold the same, so two of them stand for all.
 """
 
 from __future__ import annotations

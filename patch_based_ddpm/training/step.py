@@ -119,10 +119,12 @@ class TrainingStep:
                 losses = [self._backward(step, micro_step, x_0) for micro_step, x_0 in enumerate(micro_batches)]
                 return torch.stack(losses).mean(dim=0)
             self._zero_gradient()
-            self.diffusion.passes.shrink(self._patches_a_pass(micro_batches[0]))
+            self.diffusion.patch_batching.shrink(self._patches_a_pass(micro_batches[0]))
 
     def _patches_a_pass(self, x_0: Tensor) -> int:
-        return self.diffusion.passes.size(self.diffusion.patch_divider**2 * len(x_0), self.config.patch_batch_size)
+        return self.diffusion.patch_batching.size(
+            self.diffusion.patch_divider**2 * len(x_0), self.config.patch_batch_size
+        )
 
     def _backward(self, step: int, micro_step: int, x_0: Tensor) -> Tensor:
         """Add one micro-batch's gradient; returns the mean loss of each patch, (N*N,)."""

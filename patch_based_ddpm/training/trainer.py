@@ -24,7 +24,7 @@ from patch_based_ddpm.data.sources import Source
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.model.diffusion import GaussianDiffusion
 from patch_based_ddpm.model.unet import UNet
-from patch_based_ddpm.planning.live_memory import MIB, forget_peak_memory, peak_memory
+from patch_based_ddpm.planning.live_memory import MIB, peak_memory, reset_peak_memory
 from patch_based_ddpm.signals import SignalWatch, Wish
 from patch_based_ddpm.training import run_state
 from patch_based_ddpm.training.metrics import Skips, Window
@@ -64,7 +64,7 @@ class Trainer:
             # A study trains several networks in one process, each with its own count of recompilations.
             _unwrapped(accelerator, unet).compile(dynamic=False, isolate_recompiles=True)
         diffusion = GaussianDiffusion(unet, config).to(accelerator.device)
-        diffusion.passes.padded = self.config.compile  # one shape, compiled once
+        diffusion.patch_batching.padded = self.config.compile  # one shape, compiled once
         self.averaged = GaussianDiffusion(self.ema.ema_model, config).to(accelerator.device)
         self.training_step = TrainingStep(self.config, accelerator, diffusion, optimizer)
         self.saver = Saver(accelerator, folder, self.config.checkpoints_total_limit)
@@ -86,8 +86,8 @@ class Trainer:
 
     def limit_passes(self, patches: int) -> None:
         """Let at most so many patches share a pass, whatever the config says."""
-        self.training_step.diffusion.passes.limit = patches
-        self.averaged.passes.limit = patches
+        self.training_step.diffusion.patch_batching.limit = patches
+        self.averaged.patch_batching.limit = patches
 
     def train(self) -> None:
         """Run the steps that are left.
@@ -99,7 +99,7 @@ class Trainer:
         """
         pixels = prepare_pixels(self.whole_config, self.accelerator, self.source, self.folder.image_cache)
         self.tracker.start()
-        forget_peak_memory(self.accelerator.device)
+        reset_peak_memory(self.accelerator.device)
         try:
             with self.signals:
                 self._train(pixels)

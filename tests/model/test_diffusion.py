@@ -36,12 +36,12 @@ class Oracle(nn.Module):
 
     def forward(self, patches, content, position, t):
         h, w = patches.shape[2:]
-        rows = []
+        patch_indices = []
         for place, step in zip(position.argmax(1).tolist(), t.tolist(), strict=True):
             i, j = divmod(place, self.N)
             image = self.answers[self.images.index(step)]
-            rows.append(image[:, i * h : (i + 1) * h, j * w : (j + 1) * w])
-        return self.scale * torch.stack(rows)
+            patch_indices.append(image[:, i * h : (i + 1) * h, j * w : (j + 1) * w])
+        return self.scale * torch.stack(patch_indices)
 
 
 def images(b=3, c=3, H=8, W=8):
@@ -167,12 +167,12 @@ class Watched(nn.Module):
 
     def __init__(self, unet, room=1000):
         super().__init__()
-        self.unet, self.room, self.passes = unet, room, []
+        self.unet, self.room, self.patch_batching = unet, room, []
 
     def forward(self, patches, content, position, t):
         if len(patches) > self.room:
             raise torch.OutOfMemoryError("no room")
-        self.passes.append(len(patches))
+        self.patch_batching.append(len(patches))
         return self.unet(patches, content, position, t)
 
 
@@ -181,7 +181,7 @@ def test_passes_hold_what_was_asked_for(make_diffusion, size, passes):
     diffusion, x_t, t = make_diffusion(), torch.randn(3, 3, 8, 8), torch.tensor([0, 9, 4])
     diffusion.unet = Watched(diffusion.unet)
     diffusion.predict(x_t, t, size)
-    assert diffusion.unet.passes == passes
+    assert diffusion.unet.patch_batching == passes
     assert [len(batch.target) for batch in diffusion.training_batches(x_t, t, x_t, size)] == passes
 
 
@@ -192,11 +192,11 @@ def test_padded_passes_are_of_one_size_and_give_the_same(make_diffusion, size):
     wanted = diffusion.predict(x_0, t)
     gradients = torch.autograd.grad(diffusion.loss(x_0, t, noise), list(diffusion.parameters()))
     diffusion.unet = Watched(diffusion.unet)
-    diffusion.passes.padded = True
+    diffusion.patch_batching.padded = True
     torch.testing.assert_close(diffusion.predict(x_0, t, size), wanted, atol=1e-5, rtol=1e-5)
     losses = [diffusion.patch_losses(batch) for batch in diffusion.training_batches(x_0, t, noise, size)]
     assert len(torch.cat(losses)) == 12
-    assert len(set(diffusion.unet.passes)) == 1
+    assert len(set(diffusion.unet.patch_batching)) == 1
     torch.cat(losses).mean().backward()
     for parameter, gradient in zip(diffusion.parameters(), gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-4)
@@ -206,17 +206,17 @@ def test_padded_passes_keep_their_size_when_there_are_fewer_images(make_diffusio
     diffusion, x_t, t = make_diffusion(), images(), torch.tensor([0, 9, 4])
     wanted = diffusion.predict(x_t, t)
     diffusion.unet = Watched(diffusion.unet)
-    diffusion.passes.padded = True
+    diffusion.patch_batching.padded = True
     for count in (3, 1, 2):
         found = diffusion.predict(x_t[:count], t[:count])
         torch.testing.assert_close(found, wanted[:count], atol=1e-5, rtol=1e-5)
-    assert diffusion.unet.passes == [12, 12, 12]
+    assert diffusion.unet.patch_batching == [12, 12, 12]
     diffusion.unet.room = 7
     with pytest.warns(RuntimeWarning, match="going on with 6"):
         diffusion.predict(x_t[:1], t[:1])
-    assert diffusion.unet.passes == [12, 12, 12, 4]
+    assert diffusion.unet.patch_batching == [12, 12, 12, 4]
     diffusion.predict(x_t, t)
-    assert diffusion.unet.passes == [12, 12, 12, 4, 6, 6]
+    assert diffusion.unet.patch_batching == [12, 12, 12, 4, 6, 6]
 
 
 def test_out_of_memory_halves_the_passes_and_changes_nothing_else(make_diffusion):
@@ -228,10 +228,10 @@ def test_out_of_memory_halves_the_passes_and_changes_nothing_else(make_diffusion
         pytest.warns(RuntimeWarning, match="with 6 patches in a pass; going on with 3"),
     ):
         got = diffusion.predict(x_t, t)
-    assert diffusion.unet.passes == [3, 3, 3, 3]
+    assert diffusion.unet.patch_batching == [3, 3, 3, 3]
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
     diffusion.predict(x_t, t)  # which remembers, and is not told again
-    assert diffusion.unet.passes == [3] * 8
+    assert diffusion.unet.patch_batching == [3] * 8
 
 
 def test_out_of_memory_in_the_middle_goes_on_from_there(make_diffusion):
@@ -241,7 +241,7 @@ def test_out_of_memory_in_the_middle_goes_on_from_there(make_diffusion):
     watched.register_forward_hook(lambda *_: setattr(watched, "room", 2))
     with pytest.warns(RuntimeWarning, match="with 4 patches in a pass; going on with 2"):
         got = diffusion.predict(x_t, t, 4)
-    assert watched.passes == [4, 2, 2, 2, 2]
+    assert watched.patch_batching == [4, 2, 2, 2, 2]
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
 
 
@@ -323,7 +323,7 @@ def test_training_batches_hold_what_they_should(make_diffusion):
     x_t = diffusion.q_sample(x_0, t, noise)
     parts = list(diffusion.training_batches(x_0, t, noise, 5))
     assert torch.equal(torch.cat([part.target for part in parts]), split(noise, 2))
-    assert torch.equal(torch.cat([part.inputs.windows for part in parts]), split(x_t, 2))
+    assert torch.equal(torch.cat([part.inputs.patches for part in parts]), split(x_t, 2))
     # conditioned on the noisy image, not on the clean one
     assert torch.equal(torch.cat([part.inputs.content for part in parts])[:3], global_content(x_t, 2))
 

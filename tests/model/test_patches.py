@@ -3,14 +3,14 @@ import torch
 
 from patch_based_ddpm.model.patches import (
     crop,
+    gather,
     global_content,
-    margin,
     merge,
     one_hot_positions,
+    pad,
     patch_batch,
-    put,
+    scatter,
     split,
-    take,
 )
 
 SIZES = [(2, 3, 8, 8, 2), (1, 1, 4, 4, 4), (3, 2, 6, 12, 3), (2, 3, 8, 4, 1), (2, 3, 8, 4, 4)]
@@ -77,30 +77,30 @@ def test_global_content_is_the_mean_of_each_block(b, c, H, W, N):
 @each_size
 def test_taking_patches_is_splitting_and_choosing(b, c, H, W, N):
     images = numbered(b, c, H, W)
-    rows = torch.randint(N * N * b, (7,))
-    assert torch.equal(take(images, N, rows), split(images, N)[rows])
+    patch_indices = torch.randint(N * N * b, (7,))
+    assert torch.equal(gather(images, N, patch_indices), split(images, N)[patch_indices])
 
 
 @each_size
 @pytest.mark.parametrize("halo", [1, 2, 5])
 def test_windows_are_patches_with_what_lies_around_them(b, c, H, W, N, halo):
     images = 1 + numbered(b, c, H, W)
-    rows = torch.randint(N * N * b, (7,))
-    windows = take(margin(images, halo), N, rows, halo)
+    patch_indices = torch.randint(N * N * b, (7,))
+    windows = gather(pad(images, halo), N, patch_indices, halo)
     h, w = H // N, W // N
-    for window, row in zip(windows, rows.tolist(), strict=True):
+    for window, row in zip(windows, patch_indices.tolist(), strict=True):
         (i, j), image = divmod(row // b, N), images[row % b]
         for y in range(-halo, h + halo):
             for x in range(-halo, w + halo):
                 inside = 0 <= i * h + y < H and 0 <= j * w + x < W
                 wanted = image[:, i * h + y, j * w + x] if inside else torch.zeros(c)
                 assert torch.equal(window[:, y + halo, x + halo], wanted)
-    assert torch.equal(crop(windows, halo), take(images, N, rows))
+    assert torch.equal(crop(windows, halo), gather(images, N, patch_indices))
 
 
 def test_no_halo_is_the_image_itself():
     images = numbered(2, 3, 4, 4)
-    assert margin(images, 0) is images
+    assert pad(images, 0) is images
     assert crop(images, 0).data_ptr() == images.data_ptr()
     assert torch.equal(crop(images, 0), images)
 
@@ -117,23 +117,23 @@ def test_global_content_of_windows_is_the_whole_image():
 @each_size
 def test_put_undoes_take(b, c, H, W, N):
     images, canvas = numbered(b, c, H, W), torch.full((b, c, H, W), -1.0)
-    rows = torch.randperm(N * N * b)
-    first, rest = rows[: len(rows) // 2], rows[len(rows) // 2 :]
-    put(canvas, N, rest, take(images, N, rest))
+    patch_indices = torch.randperm(N * N * b)
+    first, rest = patch_indices[: len(patch_indices) // 2], patch_indices[len(patch_indices) // 2 :]
+    scatter(canvas, N, rest, gather(images, N, rest))
     assert torch.equal(canvas == images, canvas >= 0)
-    assert torch.equal(take(canvas, N, first), torch.full((len(first), c, H // N, W // N), -1.0))
-    put(canvas, N, first, take(images, N, first))
+    assert torch.equal(gather(canvas, N, first), torch.full((len(first), c, H // N, W // N), -1.0))
+    scatter(canvas, N, first, gather(images, N, first))
     assert torch.equal(canvas, images)
 
 
 def test_patch_batch_holds_what_belongs_to_each_patch():
     N, images, t = 3, torch.randn(2, 3, 6, 12), torch.tensor([7, 4])
     pooled = global_content(images, N)
-    for rows in (torch.arange(18), torch.tensor([5, 0, 17])):
-        batch = patch_batch(images, pooled, t, N, rows)
-        for place, row in enumerate(rows.tolist()):
+    for patch_indices in (torch.arange(18), torch.tensor([5, 0, 17])):
+        batch = patch_batch(images, pooled, t, N, patch_indices)
+        for place, row in enumerate(patch_indices.tolist()):
             number, k, patch = list(cut(images, N))[row]
-            assert torch.equal(batch.windows[place], patch)
+            assert torch.equal(batch.patches[place], patch)
             assert torch.equal(batch.content[place], pooled[k])
             assert batch.position[place].tolist() == [float(other == number) for other in range(N * N)]
             assert batch.t[place] == t[k]
@@ -141,7 +141,7 @@ def test_patch_batch_holds_what_belongs_to_each_patch():
 
 
 def test_patch_batch_holds_windows():
-    images, t, rows = torch.randn(2, 3, 6, 12), torch.tensor([7, 4]), torch.tensor([5, 0, 17])
-    batch = patch_batch(margin(images, 2), global_content(images, 3, 2), t, 3, rows, 2)
-    assert torch.equal(batch.windows, take(margin(images, 2), 3, rows, 2))
-    assert batch.content.shape == batch.windows.shape == (3, 3, 6, 8)
+    images, t, patch_indices = torch.randn(2, 3, 6, 12), torch.tensor([7, 4]), torch.tensor([5, 0, 17])
+    batch = patch_batch(pad(images, 2), global_content(images, 3, 2), t, 3, patch_indices, 2)
+    assert torch.equal(batch.patches, gather(pad(images, 2), 3, patch_indices, 2))
+    assert batch.content.shape == batch.patches.shape == (3, 3, 6, 8)
