@@ -15,11 +15,10 @@ from patch_based_ddpm import command_line
 from patch_based_ddpm.data import pictures
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.generation import animation, image_folder, npz, options
-from patch_based_ddpm.generation.image_folder import SampleFolder
+from patch_based_ddpm.generation.image_folder import GRID_NAME, SampleFolder
 from patch_based_ddpm.generation.progress import watched
 from patch_based_ddpm.model.diffusion import GaussianDiffusion
 
-GRID_NAME = "grid.png"
 GRID_LIMIT = 1024  # images in a grid; more would make a picture that few programs open
 LIST_LIMIT = 10**6  # seeds that are listed; a single range is not kept in memory
 SEED_LIMIT = 2**32  # what a CPU generator of PyTorch tells apart

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from patch_based_ddpm.evaluation.statistics import Collector
 from PIL import Image
 
 from patch_based_ddpm import command_line, evaluate, study
 from patch_based_ddpm.data import pictures
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.evaluation import image_sets, metrics, sliced_wasserstein
-from patch_based_ddpm.evaluation.statistics import Collector
 from patch_based_ddpm.generation.image_folder import SampleFolder
 from patch_based_ddpm.planning import planner
 from patch_based_ddpm.planning.live_memory import MIB

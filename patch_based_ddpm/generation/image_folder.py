@@ -25,6 +25,7 @@ from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.files import SUFFIX
 
 MANIFEST = "samples.json"
+GRID_NAME = "grid.png"
 ABANDONED = 3600  # seconds after which nobody goes on writing an unfinished file
 
 

@@ -9,7 +9,7 @@ from einops import reduce
 
 from patch_based_ddpm.data.face_drawing import draw
 from patch_based_ddpm.data.faces import FRINGES, HAIR_STYLES, Face, attributes
-from patch_based_ddpm.evaluation.face_consistency import WINDOWS, disagreement
+from patch_based_ddpm.evaluation.face_consistency import REGIONS, disagreement
 from support.face_images import crowd, images, mixed
 
 ROUNDING = 0.005  # what uint8 does to a real face's disagreement; a grey level is 2 / 255 = 0.0078
@@ -173,8 +173,8 @@ def test_top_and_bottom_must_agree_in_background_and_skin():
 def test_skin_by_hand():
     """White forehead on the left, grey elsewhere: two of the four comparisons see a difference of 1."""
     picture = torch.zeros(1, 3, 64, 64)
-    window = WINDOWS["forehead"]
-    picture[:, :, int(64 * window.top) - 1 : int(64 * window.bottom) + 1, :32] = 1.0
+    region = REGIONS["forehead"]
+    picture[:, :, int(64 * region.top) - 1 : int(64 * region.bottom) + 1, :32] = 1.0
     assert disagreement(picture)["skin"].item() == pytest.approx(0.5)
 
 

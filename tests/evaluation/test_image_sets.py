@@ -17,7 +17,7 @@ from support.lmdb_folders import RED, encoded, write_lmdb
 
 def write(folder, count, size=(20, 16), mode="RGB"):
     rng = np.random.default_rng(0)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     shape = (size[1], size[0]) if mode == "L" else (size[1], size[0], len(mode))
     for number in range(count):
         Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / f"{number:06d}.png")
@@ -38,6 +38,12 @@ def test_samples_are_what_the_files_hold(tmp_path, mode, channels):
     for index, image in zip(images.indexes, to_uint8(loaded(images))):
         pixels = np.array(Image.open(folder / f"{index:06d}.png")).reshape(16, 20, channels)
         assert np.array_equal(image.permute(1, 2, 0), pixels)
+
+
+def test_grids_below_the_folder_are_left_out_too(tmp_path):
+    write(tmp_path / "samples" / "0-4", 2)
+    Image.new("RGB", (99, 99)).save(tmp_path / "samples" / "0-4" / "grid.png")
+    assert loaded(open_samples(tmp_path / "samples", leave_out="grid.png")).shape == (2, 3, 16, 20)
 
 
 def test_an_animation_is_no_sample(tmp_path):

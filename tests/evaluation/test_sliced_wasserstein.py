@@ -14,7 +14,7 @@ from patch_based_ddpm.evaluation.sliced_wasserstein import (
     laplacian_pyramid,
     levels,
     normalise,
-    patches_an_image,
+    patches_per_image,
 )
 from patch_based_ddpm.model import patches
 from support.face_images import crowd, images, mixed
@@ -102,7 +102,7 @@ def test_patches_come_from_everywhere():
 
 
 def test_the_number_of_patches_is_bounded():
-    assert [patches_an_image(count) for count in (1, 1024, 2048, 10**4, 10**6)] == [128, 128, 64, 13, 1]
+    assert [patches_per_image(count) for count in (1, 1024, 2048, 10**4, 10**6)] == [128, 128, 64, 13, 1]
 
 
 def test_each_channel_is_normalised_over_the_whole_set():
