@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from patch_based_ddpm import command_line
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.data.sources import BUILTIN_FACES
 from patch_based_ddpm.errors import InputError, explain_os_error
 from patch_based_ddpm.evaluation import face_consistency, fid, image_sets, metrics, sliced_wasserstein
-from patch_based_ddpm.evaluation.metrics import Collector, ImageStatistics
+from patch_based_ddpm.evaluation.metrics import ImageStatistics
 from patch_based_ddpm.files import write_json
 from patch_based_ddpm.generation import options as sampling
 from patch_based_ddpm.generation.image_folder import GRID_NAME, check_finite
@@ -175,17 +174,13 @@ def _check_fidelity(samples: _Samples, real: int) -> None:
 
 
 def _collect(
-    accelerator: Accelerator, name: str, count: int, batches: Batches, *, faces: bool, extractor: fid.Extractor | None
+    accelerator: Accelerator, label: str, count: int, batches: Batches, *, faces: bool, extractor: fid.Extractor | None
 ) -> ImageStatistics | None:
     """Collect the statistics of a set, each process of its own share; only the main process gets them."""
     share = metrics.share_of(count, accelerator.process_index, accelerator.num_processes)
-    collector = Collector(count, share.start, faces=faces, extractor=extractor)
-    hidden = not accelerator.is_main_process
-    with tqdm(total=len(share), desc=name, unit="image", disable=hidden, dynamic_ncols=True) as bar:
-        for images in batches(share):
-            collector.add(images.to(accelerator.device))
-            bar.update(len(images))
-    shares = gather_object([collector.result()])
+    options = {"device": accelerator.device, "show": accelerator.is_main_process}
+    own = metrics.collect(batches(share), share, count, label=label, faces=faces, extractor=extractor, **options)
+    shares = gather_object([own])
     return metrics.join(shares) if accelerator.is_main_process else None
 
 

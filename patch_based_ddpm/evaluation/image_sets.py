@@ -54,10 +54,9 @@ class ImageSet:
         images = dataset.TrainingImages(
             pixels=self.pixels, horizontal_flip=False, seed=SEED, on_bad_image=self.on_bad_image
         )
-        keys = [(0, self.indexes[position]) for position in positions]
-        loader = dataset.loader(images, keys, batch_size=batch_size, num_workers=0, device=torch.device("cpu"))
-        for batch, _ in loader:
-            yield batch
+        for start in range(0, len(positions), batch_size):
+            batch = positions[start : start + batch_size]
+            yield torch.stack([images[0, self.indexes[position]][0] for position in batch])
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The figures that compare two sets of images, and the statistics of each set that they are computed from.
 
-`Collector` takes the statistics in one pass over a set: each process of its own share, batch by batch; `join` puts the
-shares together. `figures` computes the figures from the statistics of both sets, and `table` shows them.
+`collect` takes the statistics in one pass over a set, each process of its own share; `join` puts the shares together.
+`figures` computes the figures from the statistics of both sets, and `table` shows them.
 
 Shapes: `b` images, `m` vectors, `d` values of a vector, `c` channels, `H W` image.
 """
@@ -9,7 +9,7 @@ Shapes: `b` images, `m` vectors, `d` values of a vector, `c` channels, `H W` ima
 import math
 import zipfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from patch_based_ddpm.data import dataset
 from patch_based_ddpm.evaluation import fid, sliced_wasserstein
@@ -97,65 +98,59 @@ def share_of(count: int, process: int, processes: int) -> range:
     return range(2 * (pairs * process // processes), min(count, 2 * (pairs * (process + 1) // processes)))
 
 
-class Collector:
-    """Collects the statistics of a share of a set.
+def collect(
+    batches: Iterable[Tensor],
+    share: range,
+    count: int,
+    *,
+    label: str,
+    faces: bool,
+    extractor: fid.Extractor | None = None,
+    device: torch.device | str = "cpu",
+    show: bool = True,
+) -> ImageStatistics:
+    """Collect the statistics of a share of a set.
 
     Args:
+        batches: the share's images in order, (b, c, H, W) in [-1, 1] each.
+        share: their positions in the set; the first one is even.
         count: images in the whole set.
-        start: position of the share's first image, an even number.
+        label: of the progress bar.
         faces: also measure how far the parts of drawn faces disagree.
         extractor: also extract features.
+        device: does the computation.
+        show: whether there is a progress bar.
     """
-
-    def __init__(self, count: int, start: int, *, faces: bool, extractor: fid.Extractor | None) -> None:
-        self.count = count
-        self.start = self.position = start
-        self.faces = faces
-        self.extractor = extractor
-        self._sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(()))
-        self._vectors: dict[str, list[np.ndarray]] = defaultdict(list)
-        self._unpaired: Tensor | None = None  # the last image of an odd number, (1, c, H, W)
-
-    def add(self, images: Tensor) -> None:
-        """Add the next images: (b, c, H, W) in [-1, 1], on any device, b at least 1."""
-        pixels = dataset.to_uint8(images)  # images count as a file would hold them
-        images = dataset.to_float(pixels)
-        rows, columns = profiles(images)
-        self._add_sum(PROFILE_ROWS, rows)
-        self._add_sum(PROFILE_COLUMNS, columns)
-        self._add_pairs(images)
-        if self.faces:
-            for name, values in disagreement(images).items():
-                self._add_sum(DISAGREEMENT + name, values)
-        cut = images[: max(0, sliced_wasserstein.MOST_PATCHES - self.position)]
-        if len(cut):
-            positions = range(self.position, self.position + len(cut))
-            levels = sliced_wasserstein.levels(*images.shape[2:])
-            for size, patches in zip(levels, sliced_wasserstein.descriptors(cut, positions, self.count), strict=True):
-                self._vectors[PATCHES + level_name(*size)].append(patches.numpy())
-        if self.extractor is not None:
-            self._vectors[FEATURES].append(self.extractor(pixels).numpy())
-        self.position += len(images)
-
-    def _add_sum(self, name: str, values: Tensor) -> None:
-        self._sums[name] = self._sums[name] + values.double().sum(0).cpu().numpy()
-
-    def _add_pairs(self, images: Tensor) -> None:
-        """Compare the images at positions 2i and 2i + 1, which may come in different batches."""
-        if self._unpaired is not None:
-            images = torch.cat([self._unpaired, images])
-        even = len(images) // 2 * 2
-        self._unpaired = images[even:] if even < len(images) else None
-        self._add_sum(MS_SSIM, ms_ssim(images[0:even:2], images[1:even:2]))
-        self._add_sum(PAIRS, torch.tensor([even // 2]))
-
-    def result(self) -> ImageStatistics:
-        """The statistics of all images that were added."""
-        vectors = {name: np.concatenate(parts) for name, parts in self._vectors.items()}
-        return ImageStatistics(self.position - self.start, dict(self._sums), vectors)
+    sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(()))
+    vectors: dict[str, list[np.ndarray]] = defaultdict(list)
+    position, unpaired = share.start, []
+    with tqdm(total=len(share), desc=label, unit="image", disable=not show, dynamic_ncols=True) as bar:
+        for batch in batches:
+            pixels = dataset.to_uint8(batch.to(device))  # images count as a file would hold them
+            images = dataset.to_float(pixels)
+            pairs = torch.cat([*unpaired, images])  # positions 2i and 2i + 1 may come in different batches
+            even = len(pairs) // 2 * 2
+            unpaired = [pairs[even:]]
+            values = dict(zip((PROFILE_ROWS, PROFILE_COLUMNS), profiles(images)))
+            values |= {MS_SSIM: ms_ssim(pairs[:even:2], pairs[1:even:2]), PAIRS: torch.ones(even // 2)}
+            if faces:
+                values |= {DISAGREEMENT + part: value for part, value in disagreement(images).items()}
+            for name, value in values.items():
+                sums[name] = sums[name] + value.double().sum(0).cpu().numpy()
+            cut = images[: max(0, sliced_wasserstein.MOST_PATCHES - position)]
+            if len(cut):
+                patches = sliced_wasserstein.descriptors(cut, range(position, position + len(cut)), count)
+                for size, level in zip(sliced_wasserstein.levels(*images.shape[2:]), patches, strict=True):
+                    vectors[PATCHES + _level_name(*size)].append(level.numpy())
+            if extractor is not None:
+                vectors[FEATURES].append(extractor(pixels).numpy())
+            position += len(images)
+            bar.update(len(images))
+    joined = {name: np.concatenate(parts) for name, parts in vectors.items()}
+    return ImageStatistics(position - share.start, dict(sums), joined)
 
 
-def level_name(height: int, width: int) -> str:
+def _level_name(height: int, width: int) -> str:
     """The name of a pyramid's level: its side, or its height and width."""
     return f"{height} px" if height == width else f"{height} x {width} px"
 

@@ -8,7 +8,7 @@ from torchvision.transforms.functional import gaussian_blur
 from patch_based_ddpm.data import dataset
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.evaluation import fid, metrics, seams, sliced_wasserstein
-from patch_based_ddpm.evaluation.metrics import Collector, Figure, ImageStatistics, figures, share_of, table
+from patch_based_ddpm.evaluation.metrics import Figure, ImageStatistics, figures, share_of, table
 from patch_based_ddpm.evaluation.ms_ssim import ms_ssim
 from patch_based_ddpm.model import patches
 from support.face_images import crowd, images, mixed
@@ -92,9 +92,8 @@ def test_saved_statistics_are_loaded_and_damaged_ones_are_not(tmp_path):
 
 
 def test_grey_images_and_images_of_many_shapes():
-    collector = Collector(3, 0, faces=False, extractor=None)
-    collector.add(torch.rand(3, 1, 20, 33))
-    assert list(collector.result().vectors) == ["patches of 20 x 33 px"]
+    statistics = collect(torch.rand(3, 1, 20, 33), faces=False)
+    assert list(statistics.vectors) == ["patches of 20 x 33 px"]
 
 
 def by_name(rows):
