@@ -13,8 +13,6 @@ It compares the mean colours of fixed regions of the image:
 Shapes: `b` images, `H W` image. Coordinates u, v: see `data/faces.py`.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,26 +22,17 @@ from patch_based_ddpm.data.faces import coordinates
 SMALLEST_SIDE = 32  # pixels; every region then holds the centre of at least one pixel
 
 
-class Region(NamedTuple):
-    """A pair of mirrored rectangles: inner < |u| < outer, top < v < bottom."""
-
-    inner: float
-    outer: float
-    top: float
-    bottom: float
-
-
-# On every face the first five pairs, enlarged by half a pixel, show only the part that they are named after; the other
-# pairs also show surroundings, which are mirror-symmetric.
+# Pairs of mirrored rectangles: inner < |u| < outer, top < v < bottom. On every face the first five pairs, enlarged by
+# half a pixel, show only the part that they are named after; the others also show surroundings, which are symmetric.
 REGIONS = {
-    "background top": Region(0.446, np.inf, -np.inf, 0.184),
-    "background bottom": Region(0.446, np.inf, 0.516, 0.764),
-    "forehead": Region(0.0, 0.0465, 0.316, 0.349),
-    "cheeks": Region(0.056, 0.089, 0.571, 0.609),
-    "hair": Region(0.046, 0.104, 0.155, 0.187),
-    "eyes": Region(0.075, 0.145, 0.435, 0.488),
-    "lower rims": Region(0.075, 0.145, 0.522, 0.558),
-    "clothes": Region(0.065, 0.145, 0.95, 0.984),
+    "background top": (0.446, np.inf, -np.inf, 0.184),
+    "background bottom": (0.446, np.inf, 0.516, 0.764),
+    "forehead": (0.0, 0.0465, 0.316, 0.349),
+    "cheeks": (0.056, 0.089, 0.571, 0.609),
+    "hair": (0.046, 0.104, 0.155, 0.187),
+    "eyes": (0.075, 0.145, 0.435, 0.488),
+    "lower rims": (0.075, 0.145, 0.522, 0.558),
+    "clothes": (0.065, 0.145, 0.95, 0.984),
 }
 
 

@@ -23,7 +23,7 @@ from patch_based_ddpm.data import dataset
 from patch_based_ddpm.evaluation import fid, sliced_wasserstein
 from patch_based_ddpm.evaluation.face_consistency import disagreement
 from patch_based_ddpm.evaluation.ms_ssim import ms_ssim
-from patch_based_ddpm.evaluation.seams import Profile, contrast, profiles
+from patch_based_ddpm.evaluation.seams import contrast, profiles
 from patch_based_ddpm.files import atomic_write
 
 DEFINITIONS = {
@@ -200,8 +200,8 @@ def _of_one_set(statistics: ImageStatistics, patch_divider: int) -> dict[str, fl
     """The figures that describe one set without the other."""
     sums, values = statistics.sums, {}
     if patch_divider > 1:
-        means = (torch.from_numpy(sums[n] / statistics.count) for n in (PROFILE_ROWS, PROFILE_COLUMNS))
-        profile, name = Profile(*means), f"border contrast, {patch_divider} x {patch_divider}"
+        profile = tuple(torch.from_numpy(sums[name] / statistics.count) for name in (PROFILE_ROWS, PROFILE_COLUMNS))
+        name = f"border contrast, {patch_divider} x {patch_divider}"
         values[name] = contrast(profile, patch_divider)
         values[f"{name}, shifted grid"] = contrast(profile, patch_divider, shifted=True)
     pairs = float(sums[PAIRS])

@@ -3,30 +3,18 @@
 Shapes: `b` images, `c` channels, `H W` image, `h w` patch, `N` patches a side.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from patch_based_ddpm.errors import InputError
 
-
-class Profile(NamedTuple):
-    """How much neighbouring rows and columns of pixels differ, in one image or on average over a set.
-
-    Attributes:
-        rows: (H - 1,) float64, mean absolute difference between row i and row i + 1.
-        columns: (W - 1,) float64, the same between columns.
-    """
-
-    rows: Tensor
-    columns: Tensor
+Profile = tuple[Tensor, Tensor]  # mean absolute differences between neighbouring rows (H - 1,) and columns (W - 1,)
 
 
 def profiles(images: Tensor) -> Profile:
-    """The profile of each image (b, c, H, W): rows (b, H - 1), columns (b, W - 1); `contrast` takes means of these."""
+    """The profile of each image (b, c, H, W), in float64: (b, H - 1) and (b, W - 1); that of a set is their mean."""
     images = images.double()
-    return Profile(images.diff(dim=2).abs().mean((1, 3)), images.diff(dim=3).abs().mean((1, 2)))
+    return images.diff(dim=2).abs().mean((1, 3)), images.diff(dim=3).abs().mean((1, 2))
 
 
 def contrast(profile: Profile, patch_divider: int, *, shifted: bool = False) -> float:
@@ -43,11 +31,12 @@ def contrast(profile: Profile, patch_divider: int, *, shifted: bool = False) -> 
     Raises:
         InputError: N does not divide both sides.
     """
-    height, width = len(profile.rows) + 1, len(profile.columns) + 1
+    rows, columns = profile
+    height, width = len(rows) + 1, len(columns) + 1
     if height % patch_divider or width % patch_divider:
         raise InputError(f"the patch divider is {patch_divider}; it must divide both sides, {height} and {width}.")
     sums, pairs = [0.0, 0.0], [0, 0]  # elsewhere, across a border
-    for differences, length in ((profile.rows, width), (profile.columns, height)):
+    for differences, length in ((rows, width), (columns, height)):
         side = (len(differences) + 1) // patch_divider
         second = torch.arange(1, len(differences) + 1) - (side // 2 if shifted else 0)  # the second pixel of each pair
         border = second % side == 0

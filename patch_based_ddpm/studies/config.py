@@ -7,14 +7,11 @@ seed.
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from patch_based_ddpm import strict_json
-from patch_based_ddpm.config import Config, DiffusionConfig, ModelConfig, TrainerConfig
+from patch_based_ddpm.config import Config
 from patch_based_ddpm.data.sources import BUILTIN_FACES
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.evaluation import sliced_wasserstein
@@ -53,8 +50,7 @@ class StudySection:
         return [(sampler, steps) for sampler, some in zip(SAMPLERS, listed, strict=True) for steps in some]
 
 
-@dataclass(frozen=True)
-class Model:
+class Model(NamedTuple):
     """One row in the comparison of models, trained once with each seed.
 
     Attributes:
@@ -66,8 +62,7 @@ class Model:
     config: Config
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """One model trained with one seed.
 
     Attributes:
@@ -88,15 +83,13 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyConfig:
+class StudyConfig(Config):
     """A whole study: `StudyConfig.load(path)` reads one."""
 
-    trainer: TrainerConfig
-    model: ModelConfig
-    diffusion: DiffusionConfig = dataclasses.field(default_factory=DiffusionConfig)
     study: StudySection
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         study, N = self.study, self.model.patch_divider
         if self.trainer.train_dataset_dir != BUILTIN_FACES or self.model.channels != 3:
             raise InputError(
@@ -116,22 +109,6 @@ class StudyConfig:
         sliced_wasserstein.levels(*self.model.image_shape)
         self.models()  # builds, and thereby checks, the configuration of each
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> StudyConfig:
-        """Read a configuration file.
-
-        Raises:
-            InputError: the file cannot be read, is not JSON, or holds a key or value that does not fit.
-        """
-        try:
-            return strict_json.build(cls, strict_json.parse(strict_json.read_text(path)), "the configuration")
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data, every default filled in."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
-
     @property
     def folder(self) -> Path:
         """The study's folder."""
@@ -144,11 +121,9 @@ class StudyConfig:
         differences |= {f"N{N}-halo{halo}": {"halo": halo} for halo in self.study.halos}
         differences |= {f"N{N}-{name}": conditioning for name, conditioning in ABLATIONS.items()}
         paper = {"halo": 0, "position_conditioning": True, "global_content_conditioning": True}
-        return [
-            Model(name, Config(trainer=self.trainer, model=model, diffusion=self.diffusion))
-            for name, given in differences.items()
-            for model in [dataclasses.replace(self.model, **{**paper, **given})]
-        ]
+        models = {name: dataclasses.replace(self.model, **{**paper, **given}) for name, given in differences.items()}
+        sections = {"trainer": self.trainer, "diffusion": self.diffusion}
+        return [Model(name, Config(model=model, **sections)) for name, model in models.items()]
 
     def reference(self) -> Model:
         """The model that samplers are compared with: as in the paper, N as in the section `model`."""
@@ -156,9 +131,9 @@ class StudyConfig:
 
     def runs(self, model: Model) -> list[Run]:
         """A model's runs, one for each seed."""
-        names = {seed: f"{model.name}-seed{seed}" for seed in self.study.seeds}
-        trainers = {
-            name: dataclasses.replace(self.trainer, log_dir=str(self.folder / name), seed=seed)
-            for seed, name in names.items()
-        }
-        return [Run(name, dataclasses.replace(model.config, trainer=trainer)) for name, trainer in trainers.items()]
+        runs = []
+        for seed in self.study.seeds:
+            name = f"{model.name}-seed{seed}"
+            trainer = dataclasses.replace(self.trainer, log_dir=str(self.folder / name), seed=seed)
+            runs.append(Run(name, dataclasses.replace(model.config, trainer=trainer)))
+        return runs

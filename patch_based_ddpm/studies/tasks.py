@@ -34,10 +34,8 @@ BATCH = 32  # images that are measured at a time
 STRIP_PIXELS = 256  # width of the images beside a result
 MOST_IN_STRIP = 8
 SECONDS_BETWEEN_LOOKS = 5  # while other processes hold all locks
-WITHOUT_EFFECT = (  # beginnings of keys of `trainer` that change nothing of what a model learns
-    *("log_dir", "num_workers", "log_every", "checkpoints_total_limit"),
-    *("wandb_", "preview_"),
-)
+# Keys of `trainer` that begin so change nothing of what a model learns.
+WITHOUT_EFFECT = ("log_dir", "num_workers", "log_every", "checkpoints_total_limit", "wandb_", "preview_")
 Command = Callable[[Sequence[str]], None]
 
 
@@ -46,7 +44,7 @@ class Task(NamedTuple):
 
     Attributes:
         name: of its files.
-        lock: one process at a time may write to the folder of this name: a run's, or the task's own.
+        lock: held while the task is done: the name of its run, whose folder one process at a time may write to.
         settings: JSON data of everything that the result depends on.
         measure: returns the result as JSON data, and the first images, uint8 (H, W, 3) each.
     """
@@ -75,14 +73,15 @@ class Tasks:
         self.results = config.folder / "results"
         self.shape = (config.model.channels, *config.model.image_shape)
         self.counts = {"samples": self.study.samples, "real_images": self.study.real_images}
+        self.columns = max(1, min(MOST_IN_STRIP, self.study.samples, STRIP_PIXELS // self.shape[2]))
 
     def all(self) -> list[Task]:
         """In the order in which they are done: real faces; every model, seed by seed; the samplers."""
         by_seed = zip(*map(self.config.runs, self.config.models()), strict=True)
-        chosen = (self.study.sampler, self.study.steps)
-        models = [self._run_task(run.name, run, *chosen, with_memory=True) for runs in by_seed for run in runs]
+        main = (self.study.sampler, self.study.steps)
+        models = [self._run(run.name, run, *main, with_memory=True) for runs in by_seed for run in runs]
         samplers = [
-            self._run_task(run.sampled_by(*pair), run, *pair, with_memory=False)
+            self._run(run.sampled_by(*pair), run, *pair, with_memory=False)
             for pair in self.study.sampler_steps
             for run in self.config.runs(self.config.reference())
         ]
@@ -93,16 +92,16 @@ class Tasks:
         dividers = self.study.patch_dividers
 
         def measure() -> tuple[dict[str, Any], list[np.ndarray]]:
-            images = self._faces()
-            positions = range(self.study.real_images, len(images.indexes))
-            other = self._collect("real faces", images, positions)
-            figures = {str(N): metrics.as_json(metrics.figures(other, self._real_faces, N)) for N in dividers}
-            strip = next(iter(images.batches(positions[: self._columns], self._columns)))
+            faces = self._faces()
+            others = range(self.study.real_images, len(faces.indexes))
+            statistics = self._collect("real faces", faces, others)
+            figures = {str(N): metrics.as_json(metrics.figures(statistics, self._real_faces, N)) for N in dividers}
+            strip = next(iter(faces.batches(others[: self.columns], self.columns)))
             return {"figures": figures}, [pictures.pixels(image) for image in strip]
 
         return Task("real", "real", {"shape": self.shape, **self.counts, "patch_dividers": dividers}, measure)
 
-    def _run_task(self, name: str, run: Run, sampler: str, steps: int, with_memory: bool) -> Task:
+    def _run(self, name: str, run: Run, sampler: str, steps: int, with_memory: bool) -> Task:
         """Train a run unless it is trained, draw its samples with a sampler, and measure them."""
         sections = run.config.to_dict()
         trainer = {key: value for key, value in sections["trainer"].items() if not key.startswith(WITHOUT_EFFECT)}
@@ -117,13 +116,13 @@ class Tasks:
             statistics = self._collect("samples", images, range(self.study.samples))
             figures = metrics.figures(statistics, self._real_faces, run.config.model.patch_divider)
             memory = {"memory": self._memory(run.config)} if with_memory else {}
-            strip = [np.array(Image.open(folder / f"{seed:06d}.png")) for seed in range(self._columns)]
+            strip = [np.array(Image.open(folder / f"{seed:06d}.png")) for seed in range(self.columns)]
             return {**memory, "figures": metrics.as_json(figures)}, strip
 
         return Task(name, run.name, settings, measure)
 
     def check_unchanged(self) -> None:
-        """Make sure that finished and unfinished runs were trained as the study says.
+        """Make sure that every run that has been started was trained as the study says.
 
         Raises:
             InputError: one was trained with other settings.
@@ -152,12 +151,12 @@ class Tasks:
             before = len(results)
             for number, task in tasks.items():
                 lock = None if task.name in results else self.lock(task.lock, wait=False)
-                if lock is None:
-                    continue
-                with lock:
-                    kept = self.kept(task)
-                    print(f"[{number}/{len(tasks)}] {task.name}{'' if kept is None else ': done before'}", flush=True)
-                    results[task.name] = self.do(task) if kept is None else kept
+                if lock is not None:
+                    with lock:
+                        kept = self.kept(task)
+                        ending = "" if kept is None else ": done before"
+                        print(f"[{number}/{len(tasks)}] {task.name}{ending}", flush=True)
+                        results[task.name] = self.do(task) if kept is None else kept
             if len(results) == before:
                 time.sleep(SECONDS_BETWEEN_LOOKS)
         return results
@@ -196,10 +195,6 @@ class Tasks:
         """The picture of a task's first images, side by side."""
         return self.results / f"{name}.png"
 
-    @property
-    def _columns(self) -> int:
-        return max(1, min(MOST_IN_STRIP, self.study.samples, STRIP_PIXELS // self.shape[2]))
-
     def _train(self, run: Run) -> None:
         """Train a run to its end, from wherever it is."""
         if run.folder.checkpoint(run.config.trainer.train_num_steps).exists():
@@ -220,10 +215,8 @@ class Tasks:
     def _memory(self, config: Config) -> dict[str, dict[str, int]]:
         """The planned peak for one image, one patch per pass, in bytes."""
         size = {"batch_size": 1, "patch_batch_size": 1}
-        peaks = {
-            "training": planner.training_peak(config, **size, precision=self.precision),
-            "sampling": planner.sampling_peak(config, **size),
-        }
+        training = planner.training_peak(config, **size, precision=self.precision)
+        peaks = {"training": training, "sampling": planner.sampling_peak(config, **size)}
         return {kind: {"activations": peak.activations, "total": peak.total} for kind, peak in peaks.items()}
 
     def _faces(self) -> ImageSet:

@@ -173,8 +173,8 @@ def test_top_and_bottom_must_agree_in_background_and_skin():
 def test_skin_by_hand():
     """White forehead on the left, grey elsewhere: two of the four comparisons see a difference of 1."""
     picture = torch.zeros(1, 3, 64, 64)
-    region = REGIONS["forehead"]
-    picture[:, :, int(64 * region.top) - 1 : int(64 * region.bottom) + 1, :32] = 1.0
+    _, _, top, bottom = REGIONS["forehead"]
+    picture[:, :, int(64 * top) - 1 : int(64 * bottom) + 1, :32] = 1.0
     assert disagreement(picture)["skin"].item() == pytest.approx(0.5)
 
 
