@@ -7,11 +7,14 @@ seed.
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from patch_based_ddpm.config import Config
+from patch_based_ddpm import strict_json
+from patch_based_ddpm.config import Config, DiffusionConfig, ModelConfig, TrainerConfig
 from patch_based_ddpm.data.sources import BUILTIN_FACES
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.evaluation import sliced_wasserstein
@@ -45,7 +48,7 @@ class StudySection:
 
     @property
     def sampler_steps(self) -> list[tuple[str, int]]:
-        """Sampler and steps of each row in the comparison of samplers."""
+        """Sampler and steps of each line in the comparison of samplers."""
         listed = (self.ddpm_steps, self.ddim_steps, self.dpm_solver_pp_steps)
         return [(sampler, steps) for sampler, some in zip(SAMPLERS, listed, strict=True) for steps in some]
 
@@ -83,22 +86,25 @@ class Run(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyConfig(Config):
+class StudyConfig:
     """A whole study: `StudyConfig.load(path)` reads one."""
 
+    trainer: TrainerConfig
+    model: ModelConfig
+    diffusion: DiffusionConfig = dataclasses.field(default_factory=DiffusionConfig)
     study: StudySection
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         study, N = self.study, self.model.patch_divider
         if self.trainer.train_dataset_dir != BUILTIN_FACES or self.model.channels != 3:
             raise InputError(
                 f'trainer.train_dataset_dir is "{self.trainer.train_dataset_dir}" and model.channels '
                 f'{self.model.channels}; a study is one of "{BUILTIN_FACES}" in 3 channels.'
             )
-        for name, values in dataclasses.asdict(study).items():
+        for listed in dataclasses.fields(study):
+            values = getattr(study, listed.name)
             if isinstance(values, tuple) and len(set(values)) < len(values):
-                raise InputError(f"study.{name} is {list(values)}; it must name each value once.")
+                raise InputError(f"study.{listed.name} is {list(values)}; it must name each value once.")
         if N == 1 or N not in study.patch_dividers:
             raise InputError(
                 f"model.patch_divider is {N}; it must be more than 1 and one of study.patch_dividers, "
@@ -108,6 +114,22 @@ class StudyConfig(Config):
             timesteps.check(self.diffusion.timesteps, steps)
         sliced_wasserstein.levels(*self.model.image_shape)
         self.models()  # builds, and thereby checks, the configuration of each
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> StudyConfig:
+        """Read a configuration file.
+
+        Raises:
+            InputError: the file cannot be read, is not JSON, or holds a key or value that does not fit.
+        """
+        try:
+            return strict_json.build(cls, strict_json.parse(strict_json.read_text(path)), "the configuration")
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data, every default filled in."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @property
     def folder(self) -> Path:
