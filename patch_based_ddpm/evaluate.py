@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     collect = partial(_collect, accelerator, faces=args.data == BUILTIN_FACES and readable, extractor=extractor)
 
     key = json.dumps([stamp, extractor and extractor.stamp])
-    cache = args.cache_dir / f"statistics-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+    cache = args.cache_dir / f"statistics-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
     real = ImageStatistics.load(cache) if accelerator.is_main_process else None
     (cached,) = broadcast_object_list([real is not None])
     if not cached:

@@ -7,14 +7,13 @@ Shapes: `b` images, `m` vectors, `d` values of a vector, `c` channels, `H W` ima
 """
 
 import math
-import zipfile
+import pickle
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -52,33 +51,26 @@ class ImageStatistics:
 
     Attributes:
         count: number of images.
-        sums: over images or pairs of images, float64.
-        vectors: (m, d) each, one or more of every image, in the order of the set.
+        sums: over images or pairs of images; float64, on the CPU.
+        vectors: (m, d) each, one or more of every image in the order of the set; on the CPU.
     """
 
     count: int
-    sums: dict[str, np.ndarray]
-    vectors: dict[str, np.ndarray]
+    sums: dict[str, Tensor]
+    vectors: dict[str, Tensor]
 
     def save(self, path: Path) -> None:
         """Write a file that appears only when it is complete; its folder exists. Raises OSError."""
-        arrays = {f"{kind}.{name}": a for kind in ("sums", "vectors") for name, a in getattr(self, kind).items()}
         with atomic_write(path, shared=True) as file:  # two evaluations may share a cache
-            np.savez(file, count=self.count, **arrays)
+            torch.save(vars(self), file)
 
     @classmethod
     def load(cls, path: Path) -> "ImageStatistics | None":
         """Read the file of `save`; None if it is missing or damaged."""
-        arrays: dict[str, dict[str, np.ndarray]] = {"sums": {}, "vectors": {}}
         try:
-            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                count = int(file["count"])
-                for key in file.files[1:]:
-                    kind, _, name = key.partition(".")
-                    arrays[kind][name] = file[key]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return cls(**torch.load(path, weights_only=True))
+        except (OSError, RuntimeError, EOFError, TypeError, pickle.UnpicklingError):
             return None
-        return cls(count, **arrays)
 
 
 def join(shares: Sequence[ImageStatistics]) -> ImageStatistics:
@@ -86,7 +78,7 @@ def join(shares: Sequence[ImageStatistics]) -> ImageStatistics:
     shares = [share for share in shares if share.count]
     sums = {name: sum(share.sums[name] for share in shares) for name in shares[0].sums}
     vectors = {  # only the first images of a very large set have patches, so a later share may have none
-        name: np.concatenate([share.vectors[name] for share in shares if name in share.vectors])
+        name: torch.cat([share.vectors[name] for share in shares if name in share.vectors])
         for name in shares[0].vectors
     }
     return ImageStatistics(sum(share.count for share in shares), sums, vectors)
@@ -121,8 +113,8 @@ def collect(
         device: does the computation.
         show: whether there is a progress bar.
     """
-    sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(()))
-    vectors: dict[str, list[np.ndarray]] = defaultdict(list)
+    sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
+    vectors: dict[str, list[Tensor]] = defaultdict(list)
     position, unpaired = share.start, []
     with tqdm(total=len(share), desc=label, unit="image", disable=not show, dynamic_ncols=True) as bar:
         for batch in batches:
@@ -136,17 +128,17 @@ def collect(
             if faces:
                 values |= {DISAGREEMENT + part: value for part, value in disagreement(images).items()}
             for name, value in values.items():
-                sums[name] = sums[name] + value.double().sum(0).cpu().numpy()
+                sums[name] = sums[name] + value.double().sum(0).cpu()
             cut = images[: max(0, sliced_wasserstein.MOST_PATCHES - position)]
             if len(cut):
                 patches = sliced_wasserstein.descriptors(cut, range(position, position + len(cut)), count)
                 for size, level in zip(sliced_wasserstein.levels(*images.shape[2:]), patches, strict=True):
-                    vectors[PATCHES + _level_name(*size)].append(level.numpy())
+                    vectors[PATCHES + _level_name(*size)].append(level)
             if extractor is not None:
-                vectors[FEATURES].append(extractor(pixels).numpy())
+                vectors[FEATURES].append(extractor(pixels))
             position += len(images)
             bar.update(len(images))
-    joined = {name: np.concatenate(parts) for name, parts in vectors.items()}
+    joined = {name: torch.cat(parts) for name, parts in vectors.items()}
     return ImageStatistics(position - share.start, dict(sums), joined)
 
 
@@ -191,7 +183,7 @@ def figures(samples: ImageStatistics | None, data: ImageStatistics, patch_divide
     }
     compared |= _sliced_wasserstein(samples, data)
     if FEATURES in samples.vectors and FEATURES in data.vectors:
-        compared |= fid.compare(*(torch.from_numpy(one.vectors[FEATURES]) for one in (samples, data)))
+        compared |= fid.compare(samples.vectors[FEATURES], data.vectors[FEATURES])
     comparisons = [Figure(name, value, None) for name, value in compared.items()]
     return comparisons + [Figure(name, generated[name], value) for name, value in real.items()]
 
@@ -200,7 +192,7 @@ def _of_one_set(statistics: ImageStatistics, patch_divider: int) -> dict[str, fl
     """The figures that describe one set without the other."""
     sums, values = statistics.sums, {}
     if patch_divider > 1:
-        profile = tuple(torch.from_numpy(sums[name] / statistics.count) for name in (PROFILE_ROWS, PROFILE_COLUMNS))
+        profile = (sums[PROFILE_ROWS] / statistics.count, sums[PROFILE_COLUMNS] / statistics.count)
         name = f"border contrast, {patch_divider} x {patch_divider}"
         values[name] = contrast(profile, patch_divider)
         values[f"{name}, shifted grid"] = contrast(profile, patch_divider, shifted=True)
@@ -215,7 +207,7 @@ def _of_one_set(statistics: ImageStatistics, patch_divider: int) -> dict[str, fl
 def _sliced_wasserstein(samples: ImageStatistics, data: ImageStatistics) -> dict[str, float]:
     distances = {}
     for name in (name for name in data.vectors if name.startswith(PATCHES)):
-        clouds = [torch.from_numpy(one.vectors[name]) for one in (samples, data)]
+        clouds = [one.vectors[name] for one in (samples, data)]
         channels = clouds[0].shape[1] // sliced_wasserstein.PATCH**2
         clouds = [sliced_wasserstein.normalise(cloud, channels) for cloud in clouds]
         distances[name.replace(PATCHES, "SWD x 10^3, ")] = 1000 * sliced_wasserstein.distance(*clouds)
