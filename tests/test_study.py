@@ -483,7 +483,7 @@ def test_a_study_is_one_process(tmp_path, monkeypatch):
         ({"study": {"samples": 1}}, "study.samples is 1; it must be at least 2"),
         ({"study": {"sampler": "euler"}}, 'study.sampler is "euler"; it must be one of'),
         ({"study": {"smaples": 1}}, 'unknown key "smaples"; did you mean "samples"'),
-        ({"trainer": {"train_dataset_dir": "pictures"}}, 'a study is one of "builtin:faces"'),
+        ({"trainer": {"train_dataset_dir": "pictures"}}, 'a study needs "builtin:faces"'),
         ({"model": {"image_size": 8}}, "8 x 8 pixels; each side must be 16 or more"),
     ],
 )

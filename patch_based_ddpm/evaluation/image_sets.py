@@ -47,9 +47,6 @@ class ImageSet:
 
         Yields:
             (b, c, H, W) float32 in [-1, 1], on the CPU; b is `batch_size`, or less in the last batch.
-
-        Raises:
-            UnreadableImage: an image cannot be used (`stop`), or none of them can (`skip`).
         """
         images = dataset.TrainingImages(
             pixels=self.pixels, horizontal_flip=False, seed=SEED, on_bad_image=self.on_bad_image
@@ -131,9 +128,6 @@ def open_data(
 
     Returns:
         The set, and a text that changes whenever its statistics may change.
-
-    Raises:
-        InputError: as `sources.open_source`.
     """
     channels, height, width = shape
     source = open_source(location, height, width, FACES_SEED, index_cache_dir)

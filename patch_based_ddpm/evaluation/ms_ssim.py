@@ -20,11 +20,7 @@ C_1, C_2 = 0.01**2, 0.03**2  # for values in [0, 1]
 
 
 def check_size(height: int, width: int) -> None:
-    """Refuse images that are too small for figures of several scales.
-
-    Raises:
-        InputError: a side has less than 16 pixels.
-    """
+    """Refuse images that are too small for figures of several scales, with an InputError."""
     if min(height, width) < SMALLEST_SIDE:
         raise InputError(f"the images are {height} x {width} pixels; each side must be {SMALLEST_SIDE} or more.")
 
@@ -52,9 +48,6 @@ def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
 
     Returns:
         (b,) float32 in [0, 1].
-
-    Raises:
-        InputError: the images are too small.
 
     Source: Wang, Simoncelli and Bovik 2003, "Multiscale structural similarity", eq. 7; Gaussian kernel of 11 x 11
     pixels, sigma 1.5, both smaller at a scale that is smaller than the kernel.

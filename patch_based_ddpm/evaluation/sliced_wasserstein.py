@@ -24,11 +24,7 @@ SEED = 0
 
 
 def levels(height: int, width: int) -> list[tuple[int, int]]:
-    """The sizes (H, W) of the pyramid's levels: the image's, then half of it, as long as both sides have 16 pixels.
-
-    Raises:
-        InputError: the image is smaller than that.
-    """
+    """The sizes (H, W) of the pyramid's levels: the image's, then halves of it that are at least 16 pixels a side."""
     check_size(height, width)
     sizes = []
     while min(height, width) >= SMALLEST_SIDE:
@@ -38,15 +34,10 @@ def levels(height: int, width: int) -> list[tuple[int, int]]:
 
 
 def laplacian_pyramid(images: Tensor) -> list[Tensor]:
-    """Split images into frequency bands: each level holds the details that the next, coarser one lacks.
+    """Split images (b, c, H, W) into one frequency band for each of `levels`, (b, c, its H, its W).
 
-    Args:
-        images: (b, c, H, W), 16 pixels a side or more.
-
-    Returns:
-        For each of `levels`, (b, c, its H, its W). Enlarged and added up from the coarsest on, they are the images.
-
-    Source: Burt and Adelson 1983, the 5 x 5 binomial filter.
+    Each holds the details that the next, coarser one lacks; enlarged and added up from the coarsest on, they are the
+    images. Source: Burt and Adelson 1983, the 5 x 5 binomial filter.
     """
     pyramid = []
     for _ in levels(*images.shape[2:])[1:]:
@@ -113,9 +104,6 @@ def distance(a: Tensor, b: Tensor) -> float:
     Args:
         a: (m, d) float32.
         b: (m', d) float32; the larger cloud is reduced to as many quantiles as the smaller one has points.
-
-    Returns:
-        The mean over 512 unit vectors, always the same ones.
 
     Source: Rabin et al. 2011; in one dimension, the mean distance of the sorted points.
     """

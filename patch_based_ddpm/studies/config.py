@@ -99,7 +99,7 @@ class StudyConfig:
         if self.trainer.train_dataset_dir != BUILTIN_FACES or self.model.channels != 3:
             raise InputError(
                 f'trainer.train_dataset_dir is "{self.trainer.train_dataset_dir}" and model.channels '
-                f'{self.model.channels}; a study is one of "{BUILTIN_FACES}" in 3 channels.'
+                f'{self.model.channels}; a study needs "{BUILTIN_FACES}" in 3 channels.'
             )
         for listed in dataclasses.fields(study):
             values = getattr(study, listed.name)
@@ -108,7 +108,7 @@ class StudyConfig:
         if N == 1 or N not in study.patch_dividers:
             raise InputError(
                 f"model.patch_divider is {N}; it must be more than 1 and one of study.patch_dividers, "
-                f"{list(study.patch_dividers)}, because those with a halo or without conditioning are compared with it."
+                f"{list(study.patch_dividers)}, because models with a halo or without conditioning use it."
             )
         for steps in (study.steps, *(steps for _, steps in study.sampler_steps)):
             timesteps.check(self.diffusion.timesteps, steps)

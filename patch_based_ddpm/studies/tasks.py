@@ -34,7 +34,7 @@ BATCH = 32  # images that are measured at a time
 STRIP_PIXELS = 256  # width of the images beside a result
 MOST_IN_STRIP = 8
 SECONDS_BETWEEN_LOOKS = 5  # while other processes hold all locks
-# Keys of `trainer` that begin so change nothing of what a model learns.
+# Keys of `trainer` that start with one of these do not affect what a model learns.
 WITHOUT_EFFECT = ("log_dir", "num_workers", "log_every", "checkpoints_total_limit", "wandb_", "preview_")
 Command = Callable[[Sequence[str]], None]
 
