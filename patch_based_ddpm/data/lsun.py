@@ -1,11 +1,12 @@
-"""LSUN's LMDB folders: an image source that reads the database directly, see `sources.py`."""
+"""LSUN's LMDB folders as a source of images, read directly: see `sources.py`.
+
+torchvision's LSUN is not used: it opens the database in the constructor and pickles its index into the working folder.
+"""
 
 import contextlib
 import functools
 import io
 import json
-import os
-import uuid
 import zipfile
 from array import array
 from dataclasses import dataclass
@@ -17,15 +18,16 @@ from PIL import Image
 
 from patch_based_ddpm.data.decoding import UnreadableImage, decode
 from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.files import atomic_write
 
 
 @dataclass(frozen=True, eq=False)
 class LMDBSource:
-    """Encoded images in an LMDB environment, the form in which LSUN is published, see `open_lmdb`.
+    """Encoded images in an LMDB environment, see `open_lmdb`.
 
     Attributes:
         directory: the folder that holds data.mdb.
-        keys: (total length,) uint8, the keys end to end; as one array they cost a worker no more than their bytes.
+        keys: (total length,) uint8, the keys end to end; a worker's copy takes no more memory than their bytes.
         ends: (size,) int64, where each key ends in `keys`.
     """
 
@@ -58,12 +60,12 @@ class LMDBSource:
 def open_lmdb(directory: Path, index_cache: Path | None) -> LMDBSource:
     """Open a folder that holds an LMDB environment of encoded images.
 
-    Listing millions of keys takes minutes on a slow disk, so the list is kept in a file and used again as long as the
-    database looks the same.
+    Listing millions of keys takes minutes on a slow disk, so the list is kept in a file, for as long as the database
+    does not change.
 
     Args:
         directory: the folder with data.mdb.
-        index_cache: the .npz file that keeps the keys, written when absent or out of date; None: keep them nowhere.
+        index_cache: the .npz file that keeps the keys, written if missing or out of date; None: keep none.
 
     Raises:
         InputError: lmdb is not installed, or the database cannot be opened or is empty.
@@ -74,12 +76,21 @@ def open_lmdb(directory: Path, index_cache: Path | None) -> LMDBSource:
     if not entries:
         raise InputError(f"the LMDB folder {str(directory)!r} holds no image: it has no entries.")
     stamp = _stamp(directory, entries)
-    keys_and_ends = None if index_cache is None else _load_index(index_cache, stamp)
-    if keys_and_ends is None:
-        keys_and_ends = _list_keys(environment)
-        if index_cache is not None:
-            _save_index(index_cache, stamp, *keys_and_ends)
-    return LMDBSource(directory, *keys_and_ends)
+    if index_cache is not None:
+        with (
+            contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile),  # missing or damaged
+            index_cache.open("rb") as file,  # NumPy leaves a damaged file open
+            np.load(file) as index,
+        ):
+            if str(index["stamp"]) == stamp:
+                return LMDBSource(directory, index["keys"], index["ends"])
+    keys, ends = _list_keys(environment)
+    if index_cache is not None:
+        with contextlib.suppress(OSError):  # the next run lists them again
+            index_cache.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(index_cache, shared=True) as file:
+                np.savez(file, stamp=np.array(stamp), keys=keys, ends=ends)
+    return LMDBSource(directory, keys, ends)
 
 
 def _stamp(directory: Path, entries: int) -> str:
@@ -89,12 +100,12 @@ def _stamp(directory: Path, entries: int) -> str:
 
 @functools.cache
 def _environment(directory: Path) -> Any:
-    """The open LMDB environment, one a process as LMDB demands.
+    """The open LMDB environment: LMDB allows one a process.
 
-    A forked process may go on using its parent's: read-only and without locks, LMDB keeps nothing that is tied to one.
+    A forked process may use its parent's: opened read-only and without locks, it holds nothing that is tied to one.
     """
     try:
-        import lmdb  # LSUN's readers alone need it
+        import lmdb  # only LSUN needs it
     except ImportError as error:
         raise InputError(
             f"the folder {str(directory)!r} is an LMDB database, and the package lmdb that reads it is not installed; "
@@ -113,25 +124,3 @@ def _list_keys(environment: Any) -> tuple[np.ndarray, np.ndarray]:
             keys += key
             ends.append(len(keys))
     return np.frombuffer(keys, np.uint8), np.frombuffer(ends, np.int64)
-
-
-def _load_index(path: Path, stamp: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """The keys that an earlier run kept, or None where they are missing, damaged or those of another database."""
-    try:
-        with path.open("rb") as file, np.load(file) as index:
-            return (index["keys"], index["ends"]) if str(index["stamp"]) == stamp else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-
-
-def _save_index(path: Path, stamp: str, keys: np.ndarray, ends: np.ndarray) -> None:
-    """Keep the keys for the next run; several processes may do so at once, and a folder may refuse it."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                np.savez(file, stamp=np.array(stamp), keys=keys, ends=ends)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)

@@ -1,10 +1,7 @@
-"""Image sources: where training images come from, one numbered PIL image at a time.
+"""Image sources: they give numbered PIL images, out of a folder, an LMDB database (`lsun.py`) or drawn (`faces.py`).
 
-A source is a frozen, picklable dataclass with
-    size         number of images, None for an endless source;
-    read(i)      image `i` as stored, turned upright by its EXIF orientation; raises `UnreadableImage`;
-    name(i)      image `i` in words, for messages;
-    stamp()      where `size` is a number: a text that changes when an image may have; looks at the files.
+To add a source, write a class with the four members of `Source` in this folder and let `open_source` return it for
+the `trainer.train_dataset_dir` that stands for it. Everything else (resizing, flips, order, cache, workers) follows.
 """
 
 import hashlib
@@ -16,7 +13,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from patch_based_ddpm.data import face_drawing, faces
+from patch_based_ddpm.data import faces
 from patch_based_ddpm.data.decoding import decode
 from patch_based_ddpm.data.lsun import open_lmdb
 from patch_based_ddpm.errors import InputError
@@ -26,33 +23,25 @@ BUILTIN_FACES = "builtin:faces"
 
 
 class Source(Protocol):
-    """What every source offers, see the module's docstring."""
+    """The interface of a source. Worker processes receive a pickled copy, so it holds no open file."""
 
     @property
-    def size(self) -> int | None: ...
+    def size(self) -> int | None:
+        """Number of images, None for an endless source."""
 
-    def read(self, index: int) -> Image.Image: ...
+    def read(self, index: int) -> Image.Image:
+        """Image `index`, upright, of any mode and size; raises `UnreadableImage`."""
 
-    def name(self, index: int) -> str: ...
+    def name(self, index: int) -> str:
+        """What messages call image `index`, on one line."""
 
-
-class FiniteSource(Source, Protocol):
-    """A source whose images have a number."""
-
-    @property
-    def size(self) -> int: ...
-
-    def stamp(self) -> str: ...
+    def stamp(self) -> str:
+        """A text that changes whenever an image may have changed: caches of the images are valid for one stamp."""
 
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Image files below a folder, see `list_folder`.
-
-    Attributes:
-        root: the folder.
-        paths: the files, relative to `root` and with forward slashes.
-    """
+    """Image files below the folder `root`; `paths` are relative to it, with forward slashes. See `list_folder`."""
 
     root: Path
     paths: tuple[str, ...]
@@ -70,19 +59,18 @@ class FolderSource:
     def stamp(self) -> str:
         digest = hashlib.sha256()
         for path in self.paths:
-            digest.update(json.dumps([path, *_size_and_time(self.root / path)]).encode())
+            try:
+                status = (self.root / path).stat()
+                size_and_time = [status.st_size, status.st_mtime_ns]
+            except OSError:  # the file is gone: `read` will say so
+                size_and_time = []
+            digest.update(json.dumps([path, *size_and_time]).encode())
         return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class FacesSource:
-    """The built-in data set: drawn faces without end, see `faces`.
-
-    Attributes:
-        height: in pixels.
-        width: in pixels.
-        seed: another seed draws other faces.
-    """
+    """The built-in data set: the endless sequence of faces number `seed`, see `faces`."""
 
     height: int
     width: int
@@ -93,33 +81,33 @@ class FacesSource:
         return None
 
     def read(self, index: int) -> Image.Image:
-        return Image.fromarray(face_drawing.draw(faces.attributes(index, self.seed), self.height, self.width))
+        return Image.fromarray(faces.draw(faces.attributes(index, self.seed), self.height, self.width))
 
     def name(self, index: int) -> str:
         return f"{BUILTIN_FACES} number {index}"
 
+    def stamp(self) -> str:
+        return BUILTIN_FACES
+
 
 def open_source(location: str, height: int, width: int, seed: int, index_cache_dir: Path | None) -> Source:
-    """Open whatever a data set's location stands for.
+    """Open the data set that `trainer.train_dataset_dir` names.
 
     Args:
         location: `builtin:faces`, an LMDB folder (one that holds data.mdb), or a folder of images.
-        height: of a built-in image, in pixels.
-        width: of a built-in image, in pixels.
-        seed: of a built-in data set.
+        height: in pixels, of images that are drawn.
+        width: in pixels, of images that are drawn.
+        seed: of images that are drawn.
         index_cache_dir: folder that keeps the index of an LMDB folder from one run to the next; None: keep none.
-
-    Returns:
-        A source of at least one image.
 
     Raises:
         InputError: an unknown built-in name; a folder that is missing, unreadable or without images; no lmdb package.
     """
     if location == BUILTIN_FACES:
-        if min(height, width) < face_drawing.SMALLEST_DRAWING:
+        if min(height, width) < faces.SMALLEST_DRAWING:
             raise InputError(
-                f"model.image_size is {height} x {width}; {BUILTIN_FACES} needs at least "
-                f"{face_drawing.SMALLEST_DRAWING} pixels a side."
+                f"model.image_size is {height} x {width}; {BUILTIN_FACES} needs at least {faces.SMALLEST_DRAWING} "
+                "pixels a side."
             )
         return FacesSource(height, width, seed)
     if location.startswith("builtin:"):
@@ -161,12 +149,3 @@ def list_folder(directory: Path) -> FolderSource:
     if not paths:
         raise InputError(f"the folder {str(directory)!r} holds no image: no file ends in {', '.join(SUFFIXES)}.")
     return FolderSource(directory, tuple(sorted(paths)))
-
-
-def _size_and_time(path: Path) -> tuple[int, int] | tuple[()]:
-    """Nothing for a file that is not there: what it is asked for then is its own affair."""
-    try:
-        status = path.stat()
-    except OSError:
-        return ()
-    return status.st_size, status.st_mtime_ns

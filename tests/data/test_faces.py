@@ -7,8 +7,7 @@ import pytest
 import torch
 from einops import reduce
 
-from patch_based_ddpm.data.face_drawing import draw
-from patch_based_ddpm.data.faces import FRINGES, HAIR_STYLES, Face, attributes
+from patch_based_ddpm.data.faces import FRINGES, HAIR_STYLES, Face, attributes, draw
 from patch_based_ddpm.evaluation.face_consistency import WINDOWS, disagreement
 from support.face_images import crowd, images, mixed
 

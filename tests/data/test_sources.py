@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patch_based_ddpm.data import face_drawing, faces
+from patch_based_ddpm.data import faces
 from patch_based_ddpm.data.decoding import UnreadableImage
 from patch_based_ddpm.data.sources import FacesSource, list_folder, open_source
 from patch_based_ddpm.errors import InputError
@@ -188,9 +188,9 @@ class TestFaces:
         source = FacesSource(height=32, width=48, seed=5)
         image = source.read(3)
         assert image.size == (48, 32)
-        assert np.array_equal(np.asarray(image), face_drawing.draw(faces.attributes(3, 5), 32, 48))
+        assert np.array_equal(np.asarray(image), faces.draw(faces.attributes(3, 5), 32, 48))
         assert source.size is None
-        assert source.name(3) == "builtin:faces number 3"
+        assert source.name(3) == source.stamp() + " number 3" == "builtin:faces number 3"
 
 
 class TestOpenSource:
