@@ -11,7 +11,7 @@ import functools
 import json
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -38,15 +38,15 @@ class CachedImages:
 
     Attributes:
         path: the .npy file.
-        stamp: tells the data set, and how its images are stored, from any other.
-        size: number of images.
+        stamp: identifies the data set and the format of the stored images.
+        size: number of images; during a build, of those that are stored.
         unreadable: the indexes of unreadable images, each with the sentence that says why.
     """
 
     path: Path
     stamp: str
-    size: int = 0
-    unreadable: dict[int, str] = field(default_factory=dict)
+    size: int
+    unreadable: dict[int, str]
 
     def read(self, index: int, flip: bool) -> np.ndarray:
         if index in self.unreadable:
@@ -103,7 +103,7 @@ def build(path: Path, images: FittedImages, *, on_bad_image: Literal["stop", "sk
     with explain_os_error(f"the image cache {str(path)!r} cannot be built"):
         cached = open_cache(path, stamp)
         if cached is None:
-            cached = CachedImages(path, stamp)
+            cached = CachedImages(path, stamp, 0, {})
             for file in (_ledger(path), path):  # a process that has the old file mapped keeps it
                 file.unlink(missing_ok=True)
         missing = [*cached.unreadable, *range(cached.size, images.size)]
