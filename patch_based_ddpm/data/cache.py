@@ -9,6 +9,7 @@ Shapes: `H W` image, `c` channels.
 
 import functools
 import json
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -108,20 +109,16 @@ def build(path: Path, images: FittedImages, *, on_bad_image: Literal["stop", "sk
                 file.unlink(missing_ok=True)
         missing = [*cached.unreadable, *range(cached.size, images.size)]
         if missing:
-            _check_space(path, len(missing) * images.height * images.width * images.channels)
+            needed, free = len(missing) * math.prod(shape[1:]), shutil.disk_usage(path.parent).free
+            if needed > free:
+                raise InputError(
+                    f"the image cache {str(path)!r} needs {needed:,} more bytes, but only {free:,} are free there; "
+                    "make room, or set trainer.cache_images to false."
+                )
             if not path.exists():
                 np.lib.format.open_memmap(path, "w+", np.uint8, shape)
             _fill(cached, images, missing, on_bad_image, num_workers)
     return cached
-
-
-def _check_space(path: Path, needed: int) -> None:
-    free = shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise InputError(
-            f"the image cache {str(path)!r} needs {needed:,} more bytes, but only {free:,} are free there; make room, "
-            "or set trainer.cache_images to false."
-        )
 
 
 def _fill(cached: CachedImages, images: FittedImages, missing: list[int], on_bad_image: str, num_workers: int) -> None:

@@ -34,13 +34,11 @@ def tile(images: Sequence[np.ndarray], columns: int | None = None) -> np.ndarray
         One picture, with the channels of `images`.
     """
     columns = columns or math.ceil(math.sqrt(len(images)))
-    rows = math.ceil(len(images) / columns)
-    height, width = (side + GAP for side in images[0].shape[:2])
-    picture = np.full((rows * height + GAP, columns * width + GAP, *images[0].shape[2:]), 255, dtype=np.uint8)
-    for i, image in enumerate(images):
-        top, left = i // columns * height + GAP, i % columns * width + GAP
-        picture[top : top + height - GAP, left : left + width - GAP] = image
-    return picture
+    channels = [(0, 0)] * (images[0].ndim - 2)
+    blanks = -len(images) % columns
+    cells = np.pad(np.stack(images), [(0, blanks), (GAP, 0), (GAP, 0), *channels], constant_values=255)
+    grid = rearrange(cells, "(rows columns) h w ... -> (rows h) (columns w) ...", columns=columns)
+    return np.pad(grid, [(0, GAP), (0, GAP), *channels], constant_values=255)
 
 
 def enlarge(picture: np.ndarray, times: int) -> np.ndarray:
