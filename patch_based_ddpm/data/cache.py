@@ -87,13 +87,8 @@ def open_cache(path: Path, stamp: str) -> CachedImages | None:
 def build(path: Path, images: FittedImages, *, on_bad_image: Literal["stop", "skip"], num_workers: int) -> CachedImages:
     """Make the cache hold these images as they are now.
 
-    An interrupted build of the same images is continued; its unreadable images are tried again.
-
-    Args:
-        path: the .npy file; its folder exists.
-        images: the images, of a finite source.
-        on_bad_image: at an unreadable image, `stop` raises and `skip` lets the cache remember it.
-        num_workers: processes that read images; 0: this one.
+    An interrupted build of the same images is continued; its unreadable images are tried again. At an unreadable
+    image, `stop` raises and `skip` lets the cache remember it.
 
     Raises:
         UnreadableImage: an image cannot be used (`stop`).

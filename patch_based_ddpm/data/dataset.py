@@ -152,14 +152,9 @@ def loader(
     num_workers: int,
     device: torch.device,
 ) -> Iterator[Sample]:
-    """Load batches, the same ones for every number of workers.
+    """Load batches in the order of `stream`, the same ones for every number of worker processes.
 
-    Args:
-        images: the samples.
-        stream: their keys in order, a `ShuffledStream` or a finite list.
-        batch_size: b.
-        num_workers: processes that load images; 0: this one.
-        device: where the batches will go; for a GPU they are put into pinned memory.
+    With 0 workers, this process loads them. Batches for a GPU are put into pinned memory.
 
     Yields:
         (b, c, H, W) float32, and the indexes of all images that were skipped for them.

@@ -65,13 +65,8 @@ def micro_batches(
         num_processes=accelerator.num_processes,
         start=step * trainer.train_batch_size * trainer.gradient_accumulate_every,
     )
-    for batch, skipped in dataset.loader(
-        images,
-        stream,
-        batch_size=trainer.train_batch_size,
-        num_workers=_num_workers(config),
-        device=accelerator.device,
-    ):
+    batch_size, num_workers, device = trainer.train_batch_size, _num_workers(config), accelerator.device
+    for batch, skipped in dataset.loader(images, stream, batch_size=batch_size, num_workers=num_workers, device=device):
         report_bad_images(skipped)
         yield batch
 

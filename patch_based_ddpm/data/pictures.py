@@ -22,16 +22,10 @@ def pixels(image: Tensor) -> np.ndarray:
 
 
 def tile(images: Sequence[np.ndarray], columns: int | None = None) -> np.ndarray:
-    """Arrange pictures in a grid, row after row, with white lines around and between them.
+    """Arrange uint8 pictures, all (H, W) or all (H, W, c), in a grid with white lines around and between them.
 
-    torchvision's `make_grid` draws no lines around a single picture and turns grey into RGB; importing it takes 1.4 s.
-
-    Args:
-        images: at least one, uint8, all (H, W) or all (H, W, c).
-        columns: pictures in a row; None: about as many as there are rows.
-
-    Returns:
-        One picture, with the channels of `images`.
+    By default there are about as many columns as rows. Unlike torchvision's `make_grid`, whose import takes 1.4 s,
+    this keeps grey pictures grey and draws the lines around a single picture, too.
     """
     columns = columns or math.ceil(math.sqrt(len(images)))
     channels = [(0, 0)] * (images[0].ndim - 2)

@@ -91,14 +91,10 @@ class FacesSource:
 
 
 def open_source(location: str, height: int, width: int, seed: int, index_cache_dir: Path | None) -> Source:
-    """Open the data set that `trainer.train_dataset_dir` names.
+    """Open the data set of `trainer.train_dataset_dir`: `builtin:faces`, an LMDB folder, or a folder of images.
 
-    Args:
-        location: `builtin:faces`, an LMDB folder (one that holds data.mdb), or a folder of images.
-        height: in pixels, of images that are drawn.
-        width: in pixels, of images that are drawn.
-        seed: of images that are drawn.
-        index_cache_dir: folder that keeps the index of an LMDB folder from one run to the next; None: keep none.
+    `height`, `width` and `seed` are those of drawn images. `index_cache_dir`, unless it is None, keeps the index of an
+    LMDB folder from one run to the next.
 
     Raises:
         InputError: an unknown built-in name; a folder that is missing, unreadable or without images; no lmdb package.

@@ -142,7 +142,7 @@ class TestBatches:
         wanted = batches(images, 0, mode)
         got = batches(cache(tmp_path / "cache.npy", images, mode, num_workers), num_workers, mode)
         assert_same(got, wanted)
-        assert set().union(*(passed_over for _, passed_over in got)) == set(bad)
+        assert set().union(*(skipped for _, skipped in got)) == set(bad)
 
     def test_nothing_readable(self, tmp_path):
         images = fitted(write_images(tmp_path / "images", 2, bad=[0, 1]))

@@ -73,7 +73,7 @@ class TestTrainingImages:
     def test_known_pixels(self, tmp_path, channels):
         pixels = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]] * 2, np.uint8)
         Image.fromarray(pixels).save(tmp_path / "1.png")
-        image, passed_over = training_images(list_folder(tmp_path), channels=channels, height=2, width=3)[0, 0]
+        image, skipped = training_images(list_folder(tmp_path), channels=channels, height=2, width=3)[0, 0]
         expected = {1: [[76, 150, 29]], 3: [[255, 0, 0], [0, 255, 0], [0, 0, 255]]}
         expected[4] = [*expected[3], [255, 255, 255]]
         assert image.shape == (channels, 2, 3)
@@ -81,7 +81,7 @@ class TestTrainingImages:
         assert image.is_contiguous()
         assert torch.equal(to_uint8(image)[:, 0], torch.tensor(expected[channels], dtype=torch.uint8))
         assert torch.equal(image[:, 0], image[:, 1])
-        assert passed_over == ()
+        assert skipped == ()
 
     def test_flip_is_a_fair_function_of_seed_epoch_and_index(self, tmp_path):
         source = write_folder(tmp_path, [200])
@@ -123,7 +123,7 @@ class TestTrainingImages:
         images = training_images(source, on_bad_image="skip")
         taken = [images[0, index] for index in range(5)]
         assert [shade(image) for image, _ in taken] == [20, 20, 30, 20, 20]
-        assert [passed_over for _, passed_over in taken] == [(0,), (), (), (3, 4, 0), (4, 0)]
+        assert [skipped for _, skipped in taken] == [(0,), (), (), (3, 4, 0), (4, 0)]
 
     def test_skip_stops_when_nothing_is_readable(self, tmp_path):
         images = training_images(write_folder(tmp_path, [10, 20], bad=[0, 1]), on_bad_image="skip")
@@ -138,9 +138,9 @@ class TestTrainingImages:
 
 def test_collate():
     first, second = torch.rand(3, 4, 5), torch.rand(3, 4, 5)
-    images, passed_over = collate([(first, ()), (second, (7, 8)), (first, (2,))])
+    images, skipped = collate([(first, ()), (second, (7, 8)), (first, (2,))])
     assert torch.equal(images, torch.stack([first, second, first]))
-    assert passed_over == (7, 8, 2)
+    assert skipped == (7, 8, 2)
 
 
 def take(number, size, process_index=0, num_processes=1, start=0, seed=5):
@@ -198,18 +198,18 @@ class TestLoader:
         images = training_images(source, horizontal_flip=True, on_bad_image="skip")
         alone = batches(images, 7, num_workers=0)
         for num_workers in (1, 2):
-            for (image, passed_over), (expected, expected_passed_over) in zip(
+            for (image, skipped), (expected, expected_skipped) in zip(
                 batches(images, 7, num_workers), alone, strict=True
             ):
                 assert torch.equal(image, expected)
-                assert passed_over == expected_passed_over
-        assert sum(passed_over.count(4) for _, passed_over in alone) in (2, 3)  # 28 samples of 11 images
+                assert skipped == expected_skipped
+        assert sum(skipped.count(4) for _, skipped in alone) in (2, 3)  # 28 samples of 11 images
 
     def test_data_set_smaller_than_a_batch(self, tmp_path):
         images = training_images(write_folder(tmp_path, [100, 50, 10]))
-        (batch, passed_over), (following, _) = batches(images, 2, num_workers=0, batch_size=8)
+        (batch, skipped), (following, _) = batches(images, 2, num_workers=0, batch_size=8)
         assert batch.shape == (8, 1, 8, 8)
-        assert passed_over == ()
+        assert skipped == ()
         shades = [shade(image) for image in torch.cat([batch, following])]
         assert [sorted(shades[first : first + 3]) for first in range(0, 15, 3)] == [[10, 50, 100]] * 5
 

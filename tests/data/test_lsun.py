@@ -1,6 +1,7 @@
 import os
 import pickle
 import sys
+from pathlib import Path
 
 import lmdb
 import numpy as np
@@ -78,7 +79,7 @@ class TestLMDB:
         (tmp_path / "log").mkdir()
         (tmp_path / "file").write_text("")
         assert open_lmdb(tmp_path / "db", tmp_path / "file" / "keys.npz").size == 4
-        monkeypatch.setattr(os, "replace", refuse)
+        monkeypatch.setattr(Path, "replace", refuse)
         assert open_lmdb(tmp_path / "db", tmp_path / "log" / "keys.npz").size == 4
         assert list((tmp_path / "log").iterdir()) == []
 
