@@ -325,12 +325,6 @@ def _paint_hair(canvas: _Canvas, face: Face, style: HairStyle) -> None:
         canvas.paint(np.maximum(locks, 0.3 - canvas.v), face.hair)
 
 
-def _light(u: np.ndarray, light: float) -> np.ndarray:
-    """Light on a face: 1 for |u| < 0.16, where colours are measured, then rising on one side, falling on the other."""
-    ramp = np.clip((np.abs(u) - 0.16) / 0.27, 0, 1)
-    return 1 + light * np.sign(u) * ramp**2 * (3 - 2 * ramp)
-
-
 def draw(face: Face, height: int, width: int) -> np.ndarray:
     """Draw a face, anti-aliased: (H, W, 3) uint8. A longer side shows more background, or more of the clothes.
 
@@ -342,8 +336,10 @@ def draw(face: Face, height: int, width: int) -> np.ndarray:
     u, v, pixel = coordinates(height, width)
     canvas = _Canvas(np.empty((3, height, width), np.float32), u[None, :], v[:, None], pixel)
     style = HAIR_STYLES[face.hair_style]
-    light = _light(canvas.u, face.light)
-    # Unlike the face, the background is lit by a ramp over the whole width.
+    # Light on a face: 1 for |u| < 0.16, where colours are measured, then rising on one side and falling on the other.
+    ramp = np.clip((np.abs(canvas.u) - 0.16) / 0.27, 0, 1)
+    light = 1 + face.light * np.sign(canvas.u) * ramp**2 * (3 - 2 * ramp)
+    # The background is lit by a ramp over the whole width instead.
     backdrop = (1 + 2 * face.light * np.clip(canvas.u, -0.5, 0.5)) / light
     canvas.rgb[:] = np.array(face.background, np.float32)[:, None, None] * backdrop
     _paint_hair_behind(canvas, face, style)

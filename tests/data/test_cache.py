@@ -16,7 +16,6 @@ from PIL import Image
 from patch_based_ddpm import checkpoint
 from patch_based_ddpm import train as command
 from patch_based_ddpm.data import cache as image_cache
-from patch_based_ddpm.data import loading
 from patch_based_ddpm.data.cache import CachedImages, build, open_cache
 from patch_based_ddpm.data.dataset import FittedImages, ShuffledStream, TrainingImages, loader
 from patch_based_ddpm.data.decoding import UnreadableImage
@@ -219,12 +218,11 @@ class TestBuild:
 
     def test_a_log_dir_that_another_process_does_not_share(self, tmp_path, make_config, monkeypatch):
         """The main process built a cache, and this one finds none."""
-        images = write_images(tmp_path / "images", 3)
-        config = make_config(trainer={"train_dataset_dir": str(images), "cache_images": True})
-        built = CachedImages(tmp_path / "cache.npy", "stamp", 3, {})
-        monkeypatch.setattr(loading, "broadcast_object_list", lambda _: [built])
+        folder, path = write_images(tmp_path / "images", 3), tmp_path / "cache.npy"
+        config = make_config(trainer={"train_dataset_dir": str(folder), "cache_images": True})
+        monkeypatch.setattr(image_cache, "build", lambda *_, **__: CachedImages(path, "stamp", 3, {}))
         with pytest.raises(InputError, match=r"cache\.npy' is not the one that the main process built; trainer\.log_d"):
-            prepare_pixels(config, SimpleNamespace(is_main_process=False), list_folder(images), built.path)
+            prepare_pixels(config, SimpleNamespace(is_main_process=True), list_folder(folder), path)
 
 
 class TestBadImages:
