@@ -21,7 +21,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from patch_based_ddpm.data.dataset import FittedImages, load_in_workers
-from patch_based_ddpm.data.decoding import UnreadableImage
+from patch_based_ddpm.data.sources import UnreadableImage
 from patch_based_ddpm.errors import InputError, explain_os_error
 from patch_based_ddpm.files import write_json
 

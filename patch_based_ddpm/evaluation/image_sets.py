@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from patch_based_ddpm.data import dataset
-from patch_based_ddpm.data.decoding import UnreadableImage, to_mode
-from patch_based_ddpm.data.sources import FolderSource, list_folder, open_source
+from patch_based_ddpm.data.dataset import to_mode
+from patch_based_ddpm.data.sources import FolderSource, UnreadableImage, list_folder, open_source
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.randomness import Purpose, generator
 

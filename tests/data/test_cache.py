@@ -18,10 +18,8 @@ from patch_based_ddpm import train as command
 from patch_based_ddpm.data import cache as image_cache
 from patch_based_ddpm.data.cache import CachedImages, build, open_cache
 from patch_based_ddpm.data.dataset import FittedImages, ShuffledStream, TrainingImages, loader
-from patch_based_ddpm.data.decoding import UnreadableImage
 from patch_based_ddpm.data.loading import prepare_pixels
-from patch_based_ddpm.data.lsun import open_lmdb
-from patch_based_ddpm.data.sources import list_folder
+from patch_based_ddpm.data.sources import UnreadableImage, list_folder, open_lmdb
 from patch_based_ddpm.errors import InputError
 from support.commands import metrics, running, train, wait_until, write_config
 from support.lmdb_folders import IMAGES, write_lmdb

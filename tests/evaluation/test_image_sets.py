@@ -8,8 +8,7 @@ from PIL import Image
 from patch_based_ddpm import Config
 from patch_based_ddpm.data import faces
 from patch_based_ddpm.data.dataset import FittedImages, to_uint8
-from patch_based_ddpm.data.decoding import UnreadableImage
-from patch_based_ddpm.data.sources import list_folder
+from patch_based_ddpm.data.sources import UnreadableImage, list_folder
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.evaluation.image_sets import FACES_SEED, open_data, open_samples, shuffled
 from support.lmdb_folders import RED, encoded, write_lmdb
