@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from patch_based_ddpm.data import dataset
-from patch_based_ddpm.data.decoding import UnreadableImage, to_mode
-from patch_based_ddpm.data.sources import BUILTIN_FACES, FolderSource, list_folder, open_source
+from patch_based_ddpm.data.dataset import to_mode
+from patch_based_ddpm.data.sources import FolderSource, UnreadableImage, list_folder, open_source
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.randomness import Purpose, generator
 
@@ -132,9 +132,8 @@ def open_data(
     channels, height, width = shape
     source = open_source(location, height, width, FACES_SEED, index_cache_dir)
     indexes = list(range(count)) if source.size is None else shuffled(source.size, count)
-    stamp = location if location == BUILTIN_FACES else source.stamp()
     images = ImageSet(dataset.FittedImages(source, channels, height, width), indexes, shape, on_bad_image)
-    return images, json.dumps([FORMAT, stamp, *shape, len(indexes)])
+    return images, json.dumps([FORMAT, source.stamp(), *shape, len(indexes)])
 
 
 def shuffled(size: int, count: int) -> list[int]:

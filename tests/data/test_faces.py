@@ -7,8 +7,7 @@ import pytest
 import torch
 from einops import reduce
 
-from patch_based_ddpm.data.face_drawing import draw
-from patch_based_ddpm.data.faces import FRINGES, HAIR_STYLES, Face, attributes
+from patch_based_ddpm.data.faces import FRINGES, HAIR_STYLES, Face, attributes, draw
 from patch_based_ddpm.evaluation.face_consistency import REGIONS, disagreement
 from support.face_images import crowd, images, mixed
 
@@ -51,6 +50,12 @@ def test_the_set_is_pinned_to_its_numbers():
     face = attributes(1234, seed=5)
     assert (face.hair_style, face.fringe, face.mouth, face.collar) == ("space buns", "right", "open", "crew")
     assert face.light == pytest.approx(0.04951393119099512, abs=1e-12)
+    pixels = [
+        [[186, 146, 113], [200, 159, 108], [210, 166, 118]],
+        [[186, 146, 113], [89, 110, 131], [156, 130, 105]],
+        [[186, 146, 113], [95, 72, 68], [198, 156, 124]],
+    ]
+    np.testing.assert_allclose(draw(face, 8, 8)[::3, ::3].astype(int), pixels, atol=1)
 
 
 def test_indexes_and_seeds_give_different_faces():

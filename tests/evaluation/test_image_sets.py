@@ -6,10 +6,9 @@ import torch
 from PIL import Image
 
 from patch_based_ddpm import Config
-from patch_based_ddpm.data import face_drawing, faces
+from patch_based_ddpm.data import faces
 from patch_based_ddpm.data.dataset import FittedImages, to_uint8
-from patch_based_ddpm.data.decoding import UnreadableImage
-from patch_based_ddpm.data.sources import list_folder
+from patch_based_ddpm.data.sources import UnreadableImage, list_folder
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.evaluation.image_sets import FACES_SEED, open_data, open_samples, shuffled
 from support.lmdb_folders import RED, encoded, write_lmdb
@@ -105,7 +104,7 @@ def test_some_of_the_images_are_taken_at_random_but_always_the_same(tmp_path):
 
 def test_built_in_faces_are_none_that_a_model_has_seen(tmp_path):
     images, stamp = open_data("builtin:faces", (3, 32, 32), 3, tmp_path, "stop")
-    expected = face_drawing.draw(faces.attributes(2, FACES_SEED), 32, 32)
+    expected = faces.draw(faces.attributes(2, FACES_SEED), 32, 32)
     assert np.array_equal(to_uint8(loaded(images)[2]).permute(1, 2, 0), expected)
     trainer = {"train_dataset_dir": "builtin:faces", "log_dir": "x", "seed": FACES_SEED}
     with pytest.raises(InputError, match=r"trainer\.seed"):

@@ -19,6 +19,7 @@ from support.statistics import collect
 @pytest.fixture(autouse=True)
 def _few_patches(monkeypatch):
     monkeypatch.setattr(sliced_wasserstein, "MOST_PATCHES", 2000)
+    monkeypatch.setattr(sliced_wasserstein, "DIRECTIONS", 128)
 
 
 @pytest.fixture(scope="module")

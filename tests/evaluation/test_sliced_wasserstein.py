@@ -114,6 +114,7 @@ def test_each_channel_is_normalised_over_the_whole_set():
 
 def test_degraded_sets_are_told_apart_at_the_right_level(monkeypatch):
     monkeypatch.setattr(sliced_wasserstein, "MOST_PATCHES", 4000)
+    monkeypatch.setattr(sliced_wasserstein, "DIRECTIONS", 128)
     real, others = (images(crowd(200, seed=seed), 64, 64) for seed in (1, 2))
     theirs = descriptors(real, range(200), 200)
 
