@@ -113,7 +113,7 @@ def test_a_place_that_is_write_protected_is_said_before_the_weights_are_read(tra
     path, _ = trained
     monkeypatch.setattr(checkpoint, "read", lambda path: pytest.fail("read the weights"))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(InputError, match=r"^--out '.*out' cannot be written: nothing can be written to '.*'\.$"):
+    with pytest.raises(InputError, match=r"^--out '.*out' cannot be written: the folder '.*' is write-protected\.$"):
         run(path, tmp_path / "out")
 
 
