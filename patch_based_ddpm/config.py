@@ -1,6 +1,6 @@
 """The configuration of a run: frozen sections, read from strict JSON; the one home of every default and key's meaning.
 
-`python tests/support/config_page.py` copies the keys into docs/configuration.md.
+`PYTHONPATH=.:tests python -m support.config_page` copies the keys into docs/configuration.md.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class TrainerConfig:
     train_num_steps: Positive = key(100000, "Optimizer steps.")
     gradient_accumulate_every: Positive = key(1, "Batches per optimizer step; their gradients are averaged.")
     use_amp: StrictBool = key(False, "Train in fp16. The key of published configs; `mixed_precision` has bf16 too.")
-    step_start_ema: NonNegative = key(2000, "First step that averages; before it, the averaged weights are a copy.")
+    step_start_ema: NonNegative = key(2000, "First step that averages weights; until then they are copied.")
     update_ema_every: Positive = key(10, "Steps between two updates of the averaged weights.")
     save_and_sample_every: Positive = key(1000, "Steps between two checkpoints, each with a preview.")
     checkpoints_total_limit: Positive | None = key(None, "Checkpoints to keep, the newest ones. null keeps all.")
@@ -85,7 +85,7 @@ class ModelConfig:
 
     dim: Width = key(..., "Channels of the first level; even, at least 4, and a multiple of `resnet_block_groups`.")
     init_dim: Width | None = key(None, "Channels after the first convolution. null: `dim // 3 * 2`.")
-    out_dim: Positive | None = key(None, "null or equal to `channels`; published configs have the key.")
+    out_dim: Positive | None = key(None, "Must be null or equal `channels`; published configs have the key.")
     dim_mults: tuple[Width, ...] = key(
         (1, 2, 4, 8),
         "Channels of each level as a multiple of `dim`, the first 1. Each level but the first halves the resolution.",
@@ -98,7 +98,7 @@ class ModelConfig:
     patch_divider: Positive = key(4, "N: the image is split into N x N patches. 1 is the ordinary DDPM.")
     image_size: Side | tuple[Side, Side] = key(128, "Side of square images in pixels, or `[height, width]`.")
     halo: Annotated[StrictInt, Field(ge=0, le=2**16)] = key(
-        0, "Pixels around its patch that the network also sees, so that neighbouring patches match. 0: the paper's."
+        0, "Pixels around its patch that the network also sees, so that neighbouring patches match. The paper has 0."
     )
     position_conditioning: StrictBool = key(True, "Tell the network where its patch lies. false: an ablation.")
     global_content_conditioning: StrictBool = key(

@@ -8,6 +8,9 @@ import pytest
 from patch_based_ddpm import Config
 from patch_based_ddpm.config import DiffusionConfig, ModelConfig, TrainerConfig
 from patch_based_ddpm.errors import InputError
+from support.commands import ROOT
+from support.config_page import PAGE, updated
+from support.config_page import SECTIONS as PAGE_SECTIONS
 
 REQUIRED = {"trainer": {"train_dataset_dir": "data", "log_dir": "logs"}, "model": {"dim": 128}}
 
@@ -519,3 +522,24 @@ def test_replace_checks_what_it_is_given(make_config):
     with pytest.raises(InputError, match=r'^the configuration has an unknown key "modle"; did you mean "model"\?$'):
         dataclasses.replace(config, modle=config.model)
     assert dataclasses.replace(config, model=config.model) == config
+
+
+def test_the_page_names_every_key():
+    page = PAGE.read_text(encoding="utf-8")
+    assert updated(page) == page, "run `PYTHONPATH=.:tests python -m support.config_page`"
+    assert page.count("<!-- keys of ") == len(PAGE_SECTIONS)
+
+
+def test_the_page_shows_the_published_example():
+    (example,) = re.findall(r"```json\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert json.loads(example) == json.loads((ROOT / "configs" / "config_patch_divider=4.json").read_text())
+
+
+def test_the_page_shows_sentences_as_they_are(tmp_path):
+    sentences = [line for line in PAGE.read_text(encoding="utf-8").split("\n") if line.startswith("error: my.json: ")]
+    refused = [
+        refusal(with_value("patch_dividers", 4, "model")),
+        refusal(with_value("train_batch_size", "32")),
+        refusal(with_value("halo", 3)),
+    ]
+    assert [f"error: my.json: {sentence}" for sentence in refused] == sentences[:3]
