@@ -127,20 +127,15 @@ class ConfigFile:
         try:
             return cls.from_dict(parse(Path(path).read_text(encoding="utf-8")))
         except InputError as error:
-            reason = str(error)
+            raise InputError(f"{path}: {error}") from None
         except UnicodeDecodeError as error:
-            reason = f"is not UTF-8 text (byte {error.start})."
+            raise InputError(f"{path}: is not UTF-8 text (byte {error.start}).") from None
         except (OSError, ValueError) as error:
-            reason = f"cannot be read: {getattr(error, 'strerror', None) or error}."
-        raise InputError(f"{path}: {reason}")
+            raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}.") from None
 
     @classmethod
     def from_dict(cls: type[C], data: Any) -> C:
-        """Check plain JSON data and build the configuration.
-
-        Raises:
-            InputError: a key or value does not fit.
-        """
+        """Build the configuration from plain JSON data. Raises InputError."""
         if not isinstance(data, dict):
             raise InputError(f"the configuration is {_short(data)}; it must be an object.")
         return cls(**data)
@@ -158,8 +153,10 @@ def parse(text: str) -> Any:
     """Parse JSON; NaN, Infinity and a key given twice are refused.
 
     Raises:
-        InputError: the text is not JSON (with line and column).
+        InputError: the text is empty or is not JSON (with line and column).
     """
+    if not text.strip():
+        raise InputError("is empty; it must hold a JSON object.")
     try:
         return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_distinct_keys)
     except json.JSONDecodeError as error:

@@ -56,13 +56,17 @@ def test_parse_reads_json():
         ('{"a": "\n"}', "line 1, column 8"),
         ('\ufeff{"a": 1}', "line 1, column 1"),
         ("[1, 2", "line 1, column 6"),
-        ("", "line 1, column 1"),
-        (" \n\t", "line 2, column 2"),
         ('{\n// comment\n"a": 1}', "line 2, column 1"),
     ],
 )
 def test_parse_says_where_it_is_not_json(text, place):
     with pytest.raises(InputError, match=rf"^is not JSON: .+ at {place}\.$"):
+        parse(text)
+
+
+@pytest.mark.parametrize("text", ["", " \n\t"])
+def test_parse_refuses_nothing(text):
+    with pytest.raises(InputError, match=r"^is empty; it must hold a JSON object\.$"):
         parse(text)
 
 

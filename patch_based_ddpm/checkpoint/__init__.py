@@ -50,17 +50,15 @@ def save(path: PathLike, contents: dict[str, Any]) -> None:
 def read(path: PathLike, *, verify: bool = False) -> dict[str, Any]:
     """Read a checkpoint onto the CPU: ours, a safetensors file or a published one.
 
-    Prefixes that wrappers leave in names (`module.`, `_orig_mod.`) are removed.
-
     Args:
         path: the file.
-        verify: read the whole file into memory and verify the checksums of one of ours, as resuming does. Otherwise
-            the file is memory-mapped: a tensor's bytes are read when the tensor is used.
+        verify: read the whole file and verify the checksums of one of ours, as resuming does. Otherwise the file is
+            memory-mapped: a tensor's bytes are read when the tensor is used.
 
     Returns:
-        The contents under our names, and `published`, whether it is a published checkpoint. Ours hold `config` as a
-        `Config`. A published one holds none, and its `optimizer` is in its own layout, see
-        `published.translate_optimizer`. A safetensors file lacks `model` or `ema`; its `step` and `optimizer` are None.
+        The contents under our names, with `config` a `Config`, and `published`, whether it is a published checkpoint:
+        that has no `config`, and its `optimizer` is for `published.translate_optimizer`. A safetensors file lacks
+        `model` or `ema`, and its `step` and `optimizer` are None.
 
     Raises:
         DamagedCheckpoint: it cannot be read, or is damaged.
@@ -120,10 +118,9 @@ def check_path(path: PathLike) -> Path:
         InputError: it does not.
     """
     path = Path(path)
-    if not path.is_file():
-        problem = "is a folder, not a checkpoint file" if path.is_dir() else "there is no such file"
-        raise InputError(f"{path}: {problem}.")
-    return path
+    if path.is_file():
+        return path
+    raise InputError(f"{path}: {'is a folder, not a checkpoint file' if path.is_dir() else 'there is no such file'}.")
 
 
 def _verify(path: Path) -> None:
@@ -135,30 +132,30 @@ def _verify(path: Path) -> None:
 
 
 def _without_wrappers(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Remove the prefixes that wrappers leave in names."""
     if not all(isinstance(name, str) and isinstance(values, Tensor) for name, values in state.items()):
         raise InputError(f"{path}: is not a checkpoint; its weights must be named tensors.")
     return {re.sub(r"(^|\.)((module|_orig_mod)\.)+", r"\1", name): values for name, values in state.items()}
 
 
 def check_same_model(path: PathLike, saved: Config, wanted: Config, *, but: str = "") -> None:
-    """Refuse a config whose `model` or `diffusion` differs from a checkpoint's: weights may fit and mean another thing.
+    """Refuse a config whose `model` or `diffusion` differs from a checkpoint's: the weights might fit all the same.
 
     Args:
         path: the checkpoint, for the message.
         saved: its config.
-        wanted: the given config; its `trainer` section may differ.
-        but: a key that may differ as well.
+        wanted: the given config.
+        but: a key that may differ.
 
     Raises:
         InputError: names the key and both values.
     """
     for section in ("model", "diffusion"):
-        ours, theirs = getattr(wanted, section), getattr(saved, section)
-        for key in (field.name for field in dataclasses.fields(ours)):
-            expected, found = getattr(ours, key), getattr(theirs, key)
-            if expected != found and key != but:
+        given = dataclasses.asdict(getattr(wanted, section))
+        for key, found in dataclasses.asdict(getattr(saved, section)).items():
+            if given[key] != found and key != but:
                 raise InputError(
-                    f"{path}: was trained with {section}.{key} {found}, but the configuration says {expected}."
+                    f"{path}: was trained with {section}.{key} {found}, but the configuration says {given[key]}."
                 )
 
 
@@ -173,14 +170,11 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], where: str) -> Non
     Raises:
         InputError: a key is missing or unknown, or a shape differs.
     """
-    wanted = module.state_dict()
-    problems = [f"{name} is missing" for name in wanted if name not in state]
-    problems += [f"{name} is unknown" for name in state if name not in wanted]
-    problems += [
-        f"{name} has the shape {tuple(state[name].shape)} instead of {tuple(values.shape)}"
-        for name, values in wanted.items()
-        if name in state and state[name].shape != values.shape
-    ]
+    wanted, found = ({name: tuple(of[name].shape) for name in of} for of in (module.state_dict(), state))
+    problems = [f"{name} is missing" for name in wanted if name not in found]
+    problems += [f"{name} is unknown" for name in found if name not in wanted]
+    shapes = [(name, found[name], shape) for name, shape in wanted.items() if found.get(name, shape) != shape]
+    problems += [f"{name} has the shape {got} instead of {shape}" for name, got, shape in shapes]
     if problems:
         more = f", and {len(problems) - 1} more such differences" if len(problems) > 1 else ""
         raise InputError(f"{where}: the weights do not fit the configuration's model: {problems[0]}{more}.")
@@ -222,9 +216,7 @@ def load_diffusion(
         raise InputError(f'{path}: holds the weights "{held}" alone; weights is "{weights}", but must be "{held}".')
     saved = contents.get("config")
     if config is None and saved is None:
-        raise InputError(
-            f"{path}: is a published checkpoint, which carries no configuration; give its config file too."
-        )
+        raise InputError(f"{path}: is a published checkpoint, which carries no configuration; give its config file.")
     if config is not None and saved is not None:
         check_same_model(path, saved, config)
     diffusion = GaussianDiffusion.from_config(config or saved)

@@ -15,7 +15,8 @@ from patch_based_ddpm.errors import InputError, explain_os_error
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with the given arguments, or with the process's own."""
     args = _parser().parse_args(argv)
-    _check_place(args.out, Path(args.ckpt))
+    if args.out.exists() and os.path.exists(args.ckpt) and args.out.samefile(args.ckpt):
+        raise InputError(f"--out {str(args.out)!r} is the checkpoint itself; it must be another file.")
     diffusion = load_diffusion(args.ckpt, config=args.config, weights=args.weights)
     state = _converted(diffusion.unet.state_dict(), args.dtype)
     with explain_os_error(f"--out {str(args.out)!r} cannot be written"):
@@ -38,18 +39,6 @@ def _parser() -> command_line.Parser:
         "--dtype", choices=tuple(command_line.DTYPES), default="float32", help="to store them in (default: float32)"
     )
     return parser
-
-
-def _check_place(out: Path, ckpt: Path) -> None:
-    """Refuse a place that cannot be written to before the weights are read, and never overwrite the checkpoint."""
-    if out.is_dir():
-        raise InputError(f"--out {str(out)!r} is a folder; it must be a file.")
-    if not out.parent.is_dir():
-        raise InputError(f"--out {str(out)!r} cannot be written: there is no folder {str(out.parent)!r}.")
-    if not os.access(out.parent, os.W_OK | os.X_OK):
-        raise InputError(f"--out {str(out)!r} cannot be written: the folder {str(out.parent)!r} is write-protected.")
-    if out.exists() and ckpt.exists() and out.samefile(ckpt):
-        raise InputError(f"--out {str(out)!r} is the checkpoint itself; it must be another file.")
 
 
 def _converted(state: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
