@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StrictBool, StrictFloat, StrictInt
 
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.strict_json import ConfigFile, NonNegative, Positive, Seed, Text, key, section
+from patch_based_ddpm.strict_json import ConfigFile, Folder, NonNegative, Positive, Seed, Text, key, section
 
 Width = Annotated[StrictInt, Field(ge=1, le=2**20)]
 Side = Annotated[StrictInt, Field(ge=1, le=2**16)]
@@ -24,8 +24,8 @@ Sampler = Literal["ddpm", "ddim", "dpm-solver++"]
 class TrainerConfig:
     """How to train: data, steps, optimizer, averaging, checkpoints, logging and previews."""
 
-    train_dataset_dir: Text = key(..., "Folder of images, LSUN LMDB folder, or `builtin:faces`.")
-    log_dir: Text = key(..., "Folder of the run: config, metrics, checkpoints and previews.")
+    train_dataset_dir: Folder = key(..., "Folder of images, LSUN LMDB folder, or `builtin:faces`.")
+    log_dir: Folder = key(..., "Folder of the run: config, metrics, checkpoints and previews.")
     ema_decay: StrictFloat = key(0.995, "Decay of the averaged (EMA) weights at each update.", ge=0, le=1)
     train_batch_size: Positive = key(32, "Images per process in one forward and backward pass.")
     train_lr: StrictFloat = key(1e-4, "Learning rate of Adam.", gt=0)

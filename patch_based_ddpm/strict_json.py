@@ -24,8 +24,8 @@ TYPE_NAMES = {"integer": "a whole number", "number": "a number", "boolean": "tru
 
 Positive = Annotated[StrictInt, Field(ge=1)]
 NonNegative = Annotated[StrictInt, Field(ge=0)]
-Text = Annotated[str, StringConstraints(strict=True, min_length=1, pattern=r"^[^\x00]+$")]
-
+Text = Annotated[str, StringConstraints(strict=True, pattern=r"^[^\x00]*$")]
+Folder = Annotated[Text, Field(min_length=1)]
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
 
 T = TypeVar("T", bound=type)
@@ -107,7 +107,7 @@ def _in_words(schema: dict[str, Any]) -> str:
         count = open_count if most is None else most if least == most else f"{least} to {most}"
         return f"a list of {count} values, each {_in_words(schema.get('items') or schema['prefixItems'][0])}"
     if schema["type"] == "string":
-        return "text that is not empty and holds no NUL character"
+        return f"{'non-empty ' if 'minLength' in schema else ''}text without NUL characters"
     if "minimum" in schema and "maximum" in schema:
         return f"{TYPE_NAMES[schema['type']]} from {schema['minimum']} to {schema['maximum']}"
     bounds = " and ".join(f"{words} {schema[bound]}" for bound, words in BOUNDS.items() if bound in schema)

@@ -214,8 +214,8 @@ def test_wrong_types(kind, key):
         ("halo", 10**9, "to 65536"),
         ("preview_sampler", "euler", 'one of "ddpm", "ddim", "dpm-solver++"'),
         ("preview_order", 4, "from 1 to 3 or null"),
-        *((key, "", "text that is not empty") for key in KINDS["text"].replace("?", "").split()),
-        *((key, "a\0b", "holds no NUL character") for key in KINDS["text"].replace("?", "").split()),
+        *((key, "", "non-empty text") for key in ("train_dataset_dir", "log_dir")),
+        *((key, "a\0b", "text without NUL characters") for key in KINDS["text"].replace("?", "").split()),
         ("loss_type", "L1", 'one of "l1", "l2", "huber"'),
         ("objective", "pred_eps", 'one of "pred_noise", "pred_x0", "pred_v"'),
     ],
@@ -244,6 +244,7 @@ def test_out_of_range(key, value, rule):
         ("image_size", [64, 32]),
         ("patch_divider", 1),
         ("timesteps", 2),
+        ("wandb_name", ""),
     ],
 )
 def test_the_ends_of_a_range_are_in_it(key, value):

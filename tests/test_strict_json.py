@@ -7,7 +7,7 @@ import pytest
 from pydantic import Field, StrictBool, StrictFloat, StrictInt
 
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.strict_json import ConfigFile, Positive, Seed, Text, allowed, key, parse, section
+from patch_based_ddpm.strict_json import ConfigFile, Folder, Positive, Seed, Text, allowed, key, parse, section
 
 Digit = Annotated[StrictInt, Field(ge=1, le=9)]
 
@@ -21,7 +21,8 @@ class Inner:
 
 @section("it")
 class Outer(ConfigFile):
-    name: Text = key(..., "Name.")
+    name: Folder = key(..., "Name.")
+    note: Text = key("", "Note.")
     count: Positive = key(1, "Count.")
     rate: Annotated[StrictFloat, Field(gt=0, le=1)] = key(0.5, "Rate.")
     flag: StrictBool = key(False, "Flag.")
@@ -112,6 +113,7 @@ def test_defaults_are_filled_in():
 def test_every_type():
     data = {
         "name": "x",
+        "note": "",
         "count": 7,
         "rate": 1,
         "flag": True,
@@ -129,7 +131,7 @@ def test_every_type():
 WHOLE = "a whole number of at least 1"
 SIZE = "a whole number from 1 to 9 or a list of 2 values, each a whole number from 1 to 9"
 ITEMS = "a list of at least 1 values, each a whole number of at least 1"
-TEXT = "text that is not empty and holds no NUL character"
+TEXT = "non-empty text without NUL characters"
 RATE = "a number of more than 0 and at most 1"
 SEED = f"a whole number of at least 0 and less than {2**63}"
 
@@ -142,6 +144,7 @@ SEED = f"a whole number of at least 0 and less than {2**63}"
         ("name", "", f'it.name is ""; it must be {TEXT}.'),
         ("name", "a\0", f'it.name is "a\\u0000"; it must be {TEXT}.'),
         ("name", "\ud800", f'it.name is "\\ud800"; it must be {TEXT}.'),
+        ("note", "a\0", 'it.note is "a\\u0000"; it must be text without NUL characters.'),
         ("count", 1.0, f"it.count is 1.0; it must be {WHOLE}."),
         ("count", True, f"it.count is true; it must be {WHOLE}."),
         ("count", "1", f'it.count is "1"; it must be {WHOLE}.'),

@@ -22,6 +22,7 @@ from patch_based_ddpm.config import Config
 from patch_based_ddpm.errors import DamagedCheckpoint, InputError
 from patch_based_ddpm.files import atomic_write
 from patch_based_ddpm.model.diffusion import GaussianDiffusion
+from patch_based_ddpm.strict_json import parse
 
 FORMAT = "patch_based_ddpm 1"
 ZIP_START = b"PK\3\4"
@@ -69,7 +70,8 @@ def read(path: PathLike, *, verify: bool = False) -> dict[str, Any]:
         with open(path, "rb") as file:
             start = file.read(9)
             if safetensors.is_safetensors(start):
-                return {**WITHOUT_RUN, **safetensors.read(path), "published": False}
+                contents = safetensors.read(path)
+                return {**WITHOUT_RUN, **contents, "config": _config(contents["config"], path), "published": False}
             file.seek(0)
             # torch.load maps zip archives alone, and takes a path with this suffix for a safetensors file.
             mapped = not verify and start.startswith(ZIP_START) and path.suffix != ".safetensors"
@@ -94,10 +96,7 @@ def read(path: PathLike, *, verify: bool = False) -> dict[str, Any]:
         raise InputError(f"{path}: is not a checkpoint; it must hold the weights `model` and `ema`.")
     weights = {key: _without_wrappers(contents[key], path) for key in ("model", "ema")}
     if ours:
-        try:
-            config = Config.from_dict(contents.get("config"))
-        except InputError as error:
-            raise InputError(f"{path}: the configuration in it is not valid: {error}") from None
+        config = _config(contents.get("config"), path)
         return {**WITHOUT_RUN, **contents, **weights, "config": config, "published": False}
     if not published.is_published(weights["model"]):
         raise InputError(f"{path}: is a checkpoint of neither this nor the published implementation.")
@@ -121,6 +120,19 @@ def check_path(path: PathLike) -> Path:
     if path.is_file():
         return path
     raise InputError(f"{path}: {'is a folder, not a checkpoint file' if path.is_dir() else 'there is no such file'}.")
+
+
+def _config(data: Any, path: Path) -> Config:
+    """The config in a file, JSON data or text."""
+    try:
+        data = parse(data) if isinstance(data, str) else data
+        if isinstance(data, dict) and isinstance(data.get("trainer"), dict):
+            # Earlier versions took an empty name for the working folder.
+            folders = {key: "." for key in ("train_dataset_dir", "log_dir") if data["trainer"].get(key) == ""}
+            data = {**data, "trainer": {**data["trainer"], **folders}}
+        return Config.from_dict(data)
+    except InputError as error:
+        raise InputError(f"{path}: the configuration in it is not valid: {error}") from None
 
 
 def _verify(path: Path) -> None:
@@ -221,7 +233,5 @@ def load_diffusion(
         check_same_model(path, saved, config)
     diffusion = GaussianDiffusion.from_config(config or saved)
     load_weights(diffusion.unet, contents[weights], f"{path} ({weights})")
-    diffusion.to(device)
-    if dtype is not None:
-        diffusion.unet.to(dtype)
-    return diffusion.eval().requires_grad_(False)
+    diffusion.unet.to(device=device, dtype=dtype)
+    return diffusion.to(device).eval().requires_grad_(False)

@@ -393,6 +393,13 @@ def test_malformed_contents_are_one_sentence(path, contents):
         assert refusal(lambda: load_diffusion(path), path) == complaint
 
 
+def test_an_empty_folder_of_an_earlier_version_is_the_working_folder(path, contents):
+    contents["config"]["trainer"] |= {"log_dir": "", "train_dataset_dir": ""}
+    save(path, contents)
+    trainer = load_diffusion(path).config.trainer
+    assert (trainer.log_dir, trainer.train_dataset_dir) == (".", ".")
+
+
 def test_unknown_weights_are_refused(path, contents):
     save(path, contents)
     with pytest.raises(InputError, match=r'^weights is "emma"; it must be "ema" or "model"\.$'):
