@@ -57,9 +57,9 @@ def read(path: PathLike, *, verify: bool = False) -> dict[str, Any]:
             memory-mapped: a tensor's bytes are read when the tensor is used.
 
     Returns:
-        The contents under our names, with `config` a `Config`, and `published`, whether it is a published checkpoint:
-        that has no `config`, and its `optimizer` is for `published.translate_optimizer`. A safetensors file lacks
-        `model` or `ema`, and its `step` and `optimizer` are None.
+        The contents under our names, with `config` as a `Config`, and `published`, whether it is a published
+        checkpoint. A published one lacks `config`, and its `optimizer` needs `published.translate_optimizer`. A
+        safetensors file lacks `model` or `ema`, and its `step` and `optimizer` are None.
 
     Raises:
         DamagedCheckpoint: it cannot be read, or is damaged.
@@ -73,8 +73,8 @@ def read(path: PathLike, *, verify: bool = False) -> dict[str, Any]:
                 contents = safetensors.read(path)
                 return {**WITHOUT_RUN, **contents, "config": _config(contents["config"], path), "published": False}
             file.seek(0)
-            # torch.load maps zip archives alone, and takes a path with this suffix for a safetensors file.
-            mapped = not verify and start.startswith(ZIP_START) and path.suffix != ".safetensors"
+            # torch.load maps zip archives only, and takes any path with this suffix for a safetensors file.
+            mapped = not verify and start.startswith(ZIP_START) and not path.name.endswith(".safetensors")
             contents = torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
         ours = isinstance(contents, dict) and contents.get("format") == FORMAT
         if ours and verify:

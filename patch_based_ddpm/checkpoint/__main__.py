@@ -15,6 +15,10 @@ from patch_based_ddpm.errors import InputError, explain_os_error
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with the given arguments, or with the process's own."""
     args = _parser().parse_args(argv)
+    if args.out.is_dir():
+        raise InputError(f"--out {str(args.out)!r} is a folder; it must be a file.")
+    if not args.out.parent.is_dir():
+        raise InputError(f"--out {str(args.out)!r} cannot be written: there is no folder {str(args.out.parent)!r}.")
     if args.out.exists() and os.path.exists(args.ckpt) and args.out.samefile(args.ckpt):
         raise InputError(f"--out {str(args.out)!r} is the checkpoint itself; it must be another file.")
     diffusion = load_diffusion(args.ckpt, config=args.config, weights=args.weights)

@@ -49,7 +49,7 @@ def restore(trainer: Trainer, contents: dict[str, Any], path: checkpoint.PathLik
         InputError: it does not fit the config, or holds weights alone.
     """
     if not contents["published"]:
-        # Another halo is soon learnt; it alone may change.
+        # A network trained with another halo soon adapts.
         checkpoint.check_same_model(path, contents["config"], trainer.whole_config, but="halo")
     optimizer = contents["optimizer"]
     if type(contents["step"]) is not int or not isinstance(optimizer, dict) or "param_groups" not in optimizer:
@@ -83,7 +83,7 @@ def _fitting_optimizer(trainer: Trainer, contents: dict[str, Any], path: checkpo
             for number, moments in optimizer["state"].items()
             for key in ("exp_avg", "exp_avg_sq")
         )
-    except (LookupError, TypeError, ValueError, AttributeError):  # whatever lies in place of such a state
+    except (LookupError, TypeError, ValueError, AttributeError):  # of a malformed state
         fits = False
     if not fits:
         raise InputError(

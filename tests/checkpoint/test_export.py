@@ -97,9 +97,9 @@ def test_places_that_cannot_be_written_to(trained, tmp_path):
     path, _ = trained
     before = path.read_bytes()
     for out, complaint in (
-        (tmp_path, f"--out '{tmp_path}' cannot be written: Is a directory."),
-        (tmp_path / "no" / "a", f"--out '{tmp_path}/no/a' cannot be written: No such file or directory."),
-        (path / "a", f"--out '{path}/a' cannot be written: Not a directory."),
+        (tmp_path, f"--out '{tmp_path}' is a folder; it must be a file."),
+        (tmp_path / "no" / "a", f"--out '{tmp_path}/no/a' cannot be written: there is no folder '{tmp_path}/no'."),
+        (path / "a", f"--out '{path}/a' cannot be written: there is no folder '{path}'."),
         (path, f"--out '{path}' is the checkpoint itself; it must be another file."),
     ):
         with pytest.raises(InputError) as error:
