@@ -75,6 +75,18 @@ def test_moments_of_another_memory_layout_are_those_of_the_same_weights(tmp_path
     assert_same(contents(resumed, 6)["model"], contents(whole, 6)["model"])
 
 
+def test_resuming_verifies_checksums(tmp_path):
+    """A flipped bit of a weight, which unpickling does not notice."""
+    trainer = make_trainer(tmp_path, train_num_steps=1)
+    trainer.train()
+    path = trainer.folder.checkpoint(1)
+    data = bytearray(path.read_bytes())
+    data[data.index(trainer.unet.state_dict()["condition.time.weight"].numpy().tobytes())] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"model-1\.pt: is damaged; the checksum of"):
+        trainer.resume(path)
+
+
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):
     trainer = make_trainer(tmp_path, train_num_steps=3, save_and_sample_every=1, preview_count=0)
     trainer.train()
