@@ -7,20 +7,18 @@ seed.
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
 
-from patch_based_ddpm import strict_json
-from patch_based_ddpm.config import Config, DiffusionConfig, ModelConfig, TrainerConfig
+from pydantic import Field, StrictInt
+
+from patch_based_ddpm.config import Config, DiffusionConfig, ModelConfig, Sampler, TrainerConfig
 from patch_based_ddpm.data.sources import BUILTIN_FACES
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.evaluation import sliced_wasserstein
 from patch_based_ddpm.samplers import timesteps
 from patch_based_ddpm.samplers.options import SAMPLERS
-from patch_based_ddpm.strict_json import field, required
+from patch_based_ddpm.strict_json import ConfigFile, Positive, Seed, key, section
 from patch_based_ddpm.training.run_folder import RunFolder
 
 MOST_SAMPLES = 10**6  # file names of one length, so that their order is that of the seeds
@@ -31,20 +29,24 @@ ABLATIONS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@section("study")
 class StudySection:
     """What is compared, and on how many images."""
 
-    patch_dividers: tuple[int, ...] = required("N of the models; `model.patch_divider` of the ablations", least=1)
-    halos: tuple[int, ...] = field((), "`model.halo` of further models, at `model.patch_divider`", least=1)
-    seeds: tuple[int, ...] = required("every model is trained once with each, as `trainer.seed`", least=0, below=2**63)
-    samples: int = required("images drawn of each model", least=2, most=MOST_SAMPLES)
-    real_images: int = required("images that samples are compared with; no run trains on them", least=2)
-    sampler: str = required("that draws them: `ddpm`, `ddim` or `dpm-solver++`", choices=SAMPLERS)
-    steps: int = required("and its steps", least=1)
-    ddpm_steps: tuple[int, ...] = field((), "steps of `ddpm` in the comparison of samplers", least=1)
-    ddim_steps: tuple[int, ...] = field((), "steps of `ddim` there", least=1)
-    dpm_solver_pp_steps: tuple[int, ...] = field((), "steps of `dpm-solver++` there", least=1)
+    patch_dividers: tuple[Positive, ...] = key(
+        ..., "N of the models to compare; must include `model.patch_divider`.", min_length=1
+    )
+    halos: tuple[Positive, ...] = key((), "Halos of further models, with `model.patch_divider` as N.")
+    seeds: tuple[Seed, ...] = key(..., "Seeds; every model is trained once with each.", min_length=1)
+    samples: Annotated[StrictInt, Field(ge=2, le=MOST_SAMPLES)] = key(..., "Images drawn from each trained model.")
+    real_images: Annotated[StrictInt, Field(ge=2)] = key(
+        ..., "Real images that the samples are compared with; they are not in the training set."
+    )
+    sampler: Sampler = key(..., "Sampler in the comparison of models.")
+    steps: Positive = key(..., "Sampling steps in the comparison of models.")
+    ddpm_steps: tuple[Positive, ...] = key((), "Steps of `ddpm` in the comparison of samplers.")
+    ddim_steps: tuple[Positive, ...] = key((), "Steps of `ddim` in the comparison of samplers.")
+    dpm_solver_pp_steps: tuple[Positive, ...] = key((), "Steps of `dpm-solver++` in the comparison of samplers.")
 
     @property
     def sampler_steps(self) -> list[tuple[str, int]]:
@@ -85,13 +87,13 @@ class Run(NamedTuple):
         return f"{self.name}-{sampler}-{steps}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class StudyConfig:
+@section("")
+class StudyConfig(ConfigFile):
     """A whole study: `StudyConfig.load(path)` reads one."""
 
     trainer: TrainerConfig
     model: ModelConfig
-    diffusion: DiffusionConfig = dataclasses.field(default_factory=DiffusionConfig)
+    diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
     study: StudySection
 
     def __post_init__(self) -> None:
@@ -114,22 +116,6 @@ class StudyConfig:
             timesteps.check(self.diffusion.timesteps, steps)
         sliced_wasserstein.levels(*self.model.image_shape)
         self.models()  # builds, and thereby checks, the configuration of each
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> StudyConfig:
-        """Read a configuration file.
-
-        Raises:
-            InputError: the file cannot be read, is not JSON, or holds a key or value that does not fit.
-        """
-        try:
-            return strict_json.build(cls, strict_json.parse(strict_json.read_text(path)), "the configuration")
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data, every default filled in."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @property
     def folder(self) -> Path:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from patch_based_ddpm import checkpoint
 from patch_based_ddpm.checkpoint import published
-from patch_based_ddpm.config import Config
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.training.metrics import Skips, Window, own_rows
 
@@ -51,16 +49,14 @@ def restore(trainer: Trainer, contents: dict[str, Any], path: checkpoint.PathLik
         InputError: it does not fit the config, or holds weights alone.
     """
     if not contents["published"]:
-        _check_same_model(trainer.whole_config, contents["config"], path)
+        # A network trained with another halo soon adapts.
+        checkpoint.check_same_model(path, contents["config"], trainer.whole_config, but="halo")
     optimizer = contents["optimizer"]
     if type(contents["step"]) is not int or not isinstance(optimizer, dict) or "param_groups" not in optimizer:
         raise InputError(f"{path}: holds no step and optimizer state; it can be sampled from, but not continued.")
     checkpoint.load_weights(trainer.unet, contents["model"], f"{path} (model)")
     checkpoint.load_weights(trainer.ema.ema_model, contents["ema"], f"{path} (ema)")
-    if contents["published"]:
-        names = [name for name, _ in trainer.unet.named_parameters()]
-        optimizer = published.translate_optimizer(optimizer, contents["published_model"], names)
-    trainer.training_step.load_optimizer(optimizer)
+    trainer.training_step.load_optimizer(_fitting_optimizer(trainer, contents, path))
     accelerator = trainer.accelerator
     if contents["scaler"] is not None and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(contents["scaler"])
@@ -74,13 +70,24 @@ def restore(trainer: Trainer, contents: dict[str, Any], path: checkpoint.PathLik
         accelerator.print(f"{path}: was trained with a halo of {saved} pixels; going on with one of {wanted}.")
 
 
-def _check_same_model(wanted: Config, saved: Config, path: checkpoint.PathLike) -> None:
-    """Weights may fit and still mean something else, for example another objective. Another halo is soon learnt."""
-    for section in ("model", "diffusion"):
-        ours, theirs = getattr(wanted, section), getattr(saved, section)
-        for field in dataclasses.fields(ours):
-            expected, found = getattr(ours, field.name), getattr(theirs, field.name)
-            if expected != found and field.name != "halo":
-                raise InputError(
-                    f"{path}: was trained with {section}.{field.name} {found}, but the configuration says {expected}."
-                )
+def _fitting_optimizer(trainer: Trainer, contents: dict[str, Any], path: checkpoint.PathLike) -> dict[str, Any]:
+    """The optimizer state of a checkpoint; Adam itself compares no shapes."""
+    optimizer, parameters = contents["optimizer"], dict(trainer.unet.named_parameters())
+    try:
+        if contents["published"]:
+            optimizer = published.translate_optimizer(optimizer, contents["published_model"], list(parameters))
+        (group,) = optimizer["param_groups"]
+        shapes = [parameter.shape for parameter in parameters.values()]
+        fits = len(group["params"]) == len(shapes) and all(
+            moments[key].shape == shapes[number]
+            for number, moments in optimizer["state"].items()
+            for key in ("exp_avg", "exp_avg_sq")
+        )
+    except (LookupError, TypeError, ValueError, AttributeError):  # of a malformed state
+        fits = False
+    if not fits:
+        raise InputError(
+            f"{path}: the optimizer state does not fit the configuration's model; it must be Adam's, for "
+            f"{len(parameters)} parameters of the same shapes."
+        )
+    return optimizer

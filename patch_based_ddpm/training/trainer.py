@@ -202,7 +202,7 @@ class Trainer:
         """
         for path in candidates:
             try:
-                contents = checkpoint.read(path)
+                contents = checkpoint.read(path, verify=True)
             except checkpoint.DamagedCheckpoint as error:
                 if path == candidates[-1]:
                     raise
