@@ -18,8 +18,7 @@ from patch_based_ddpm.config import Config, DiffusionConfig, ModelConfig, Traine
 from patch_based_ddpm.data.sources import BUILTIN_FACES
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.evaluation import sliced_wasserstein
-from patch_based_ddpm.samplers import timesteps
-from patch_based_ddpm.samplers.options import SAMPLERS
+from patch_based_ddpm.samplers import SAMPLERS, SamplerConfig
 from patch_based_ddpm.strict_json import field, required
 from patch_based_ddpm.training.run_folder import RunFolder
 
@@ -40,7 +39,7 @@ class StudySection:
     seeds: tuple[int, ...] = required("every model is trained once with each, as `trainer.seed`", least=0, below=2**63)
     samples: int = required("images drawn of each model", least=2, most=MOST_SAMPLES)
     real_images: int = required("images that samples are compared with; no run trains on them", least=2)
-    sampler: str = required("that draws them: `ddpm`, `ddim` or `dpm-solver++`", choices=SAMPLERS)
+    sampler: str = required("that draws them: `ddpm`, `ddim` or `dpm-solver++`", choices=tuple(SAMPLERS))
     steps: int = required("and its steps", least=1)
     ddpm_steps: tuple[int, ...] = field((), "steps of `ddpm` in the comparison of samplers", least=1)
     ddim_steps: tuple[int, ...] = field((), "steps of `ddim` there", least=1)
@@ -49,8 +48,8 @@ class StudySection:
     @property
     def sampler_steps(self) -> list[tuple[str, int]]:
         """Sampler and steps of each line in the comparison of samplers."""
-        listed = (self.ddpm_steps, self.ddim_steps, self.dpm_solver_pp_steps)
-        return [(sampler, steps) for sampler, some in zip(SAMPLERS, listed, strict=True) for steps in some]
+        listed = {"ddpm": self.ddpm_steps, "ddim": self.ddim_steps, "dpm-solver++": self.dpm_solver_pp_steps}
+        return [(sampler, steps) for sampler, some in listed.items() for steps in some]
 
 
 @dataclass(frozen=True)
@@ -108,8 +107,8 @@ class StudyConfig:
                 f"model.patch_divider is {N}; it must be more than 1 and one of study.patch_dividers, "
                 f"{list(study.patch_dividers)}, because those with a halo or without conditioning are compared with it."
             )
-        for steps in (study.steps, *(steps for _, steps in study.sampler_steps)):
-            timesteps.check(self.diffusion.timesteps, steps)
+        for sampler, steps in ((study.sampler, study.steps), *study.sampler_steps):
+            SamplerConfig(name=sampler, steps=steps).resolve(self.diffusion.timesteps)
         sliced_wasserstein.levels(*self.model.image_shape)
         self.models()  # builds, and thereby checks, the configuration of each
 
