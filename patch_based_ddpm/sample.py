@@ -1,7 +1,6 @@
 """Draw images: `accelerate launch -m patch_based_ddpm.sample --ckpt FILE --out-dir DIR`."""
 
 import argparse
-import contextlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -10,19 +9,20 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from PIL import Image
+from tqdm.auto import tqdm
 
 from patch_based_ddpm import command_line
 from patch_based_ddpm.data import pictures
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.generation import animation, image_folder, npz, options
-from patch_based_ddpm.generation.image_folder import SampleFolder
-from patch_based_ddpm.generation.progress import watched
+from patch_based_ddpm.generation.animation import Animation
+from patch_based_ddpm.generation.image_folder import ImageFolder
 from patch_based_ddpm.model.diffusion import GaussianDiffusion
+from patch_based_ddpm.samplers import SEED_LIMIT
 
 GRID_NAME = "grid.png"
-GRID_LIMIT = 1024  # images in a grid; more would make a picture that few programs open
-LIST_LIMIT = 10**6  # seeds that are listed; a single range is not kept in memory
-SEED_LIMIT = 2**32  # what a CPU generator of PyTorch tells apart
+GRID_LIMIT = 1024  # images in a grid; few programs open larger pictures
+LIST_LIMIT = 10**6  # seeds of several ranges; those of a single one are not listed in memory
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,16 +36,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     image_folder.check_place(args.out_dir)
     accelerator = command_line.start_accelerator()
     diffusion = options.load_model(args, accelerator, len(seeds))
-    folder = SampleFolder(args.out_dir, diffusion.image_shape)
+    folder = ImageFolder(args.out_dir, diffusion.image_shape)
     if args.trajectory is not None:
         animation.make_folder(args.trajectory)
     _claim(folder, diffusion, seeds, args, accelerator)
     _draw(folder, diffusion, seeds, args, accelerator)
     if accelerator.is_main_process and args.grid:
-        with image_folder.said(args.out_dir / GRID_NAME):
+        with image_folder.explain_unwritten(args.out_dir / GRID_NAME):
             pictures.save_png(args.out_dir / GRID_NAME, _grid([folder.path(seed) for seed in seeds]))
     if accelerator.is_main_process and args.npz:
-        with image_folder.said(args.out_dir / npz.NAME):
+        with image_folder.explain_unwritten(args.out_dir / npz.NAME):
             npz.write(args.out_dir / npz.NAME, [folder.path(seed) for seed in seeds])
     grid = f", side by side in {args.out_dir / GRID_NAME}" if args.grid else ""
     accelerator.print(f"{len(seeds)} images are in {args.out_dir}{grid}.")
@@ -67,7 +67,7 @@ def _parser() -> command_line.Parser:
     parser.add_argument(
         "--seed", type=command_line.non_negative_int, metavar="S", help="first of the n seeds (default: 0)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="draw images anew that are there already")
+    parser.add_argument("--overwrite", action="store_true", help="draw images again that are there already")
     parser.add_argument("--grid", action="store_true", help=f"also put all images into {GRID_NAME}")
     parser.add_argument("--npz", action="store_true", help=f"also put all images into {npz.NAME}, as an array")
     parser.add_argument(
@@ -113,29 +113,26 @@ def _seed_list(text: str) -> Sequence[int]:
 
 
 def _claim(
-    folder: SampleFolder,
+    folder: ImageFolder,
     diffusion: GaussianDiffusion,
     seeds: Sequence[int],
     args: argparse.Namespace,
     accelerator: Accelerator,
 ) -> None:
-    """Make sure that what lies in the folder was drawn as this is going to be; the main process looks."""
+    """Claim the folder in the main process; if that fails, all processes raise the error."""
     problem = None
     if accelerator.is_main_process:
         try:
-            folder.root.mkdir(parents=True, exist_ok=True)
             folder.claim(options.origin(diffusion, args), seeds, args.overwrite)
         except InputError as error:
             problem = str(error)
-        except OSError as error:
-            problem = f"--out-dir {str(folder.root)!r} cannot be used: {error.strerror}."
     (problem,) = broadcast_object_list([problem])
     if problem is not None:
         raise InputError(problem)
 
 
 def _draw(
-    folder: SampleFolder,
+    folder: ImageFolder,
     diffusion: GaussianDiffusion,
     seeds: Sequence[int],
     args: argparse.Namespace,
@@ -147,35 +144,39 @@ def _draw(
         InputError: an image is not finite or cannot be written, or some are gone at the end.
     """
     show = accelerator.is_main_process
-    wanted = seeds if isinstance(seeds, range) else frozenset(seeds)
     own = seeds[accelerator.process_index :: accelerator.num_processes]
     to_animate = own[: args.batch_size] if show and args.trajectory is not None else ()  # even if they are there
-    missing = (seed for seed in own if seed in to_animate or not folder.is_complete(seed))
-
-    def count() -> int:
-        return sum(1 for _ in folder.present(wanted))
-
-    with watched(count, len(seeds), "images") if show else contextlib.nullcontext():
-        accelerator.wait_for_everyone()  # so that the bar begins with what was there
-        for batch in _batches(missing, args.batch_size):
+    with tqdm(total=len(own), desc="images", unit="image", disable=not show, dynamic_ncols=True) as bar:
+        for batch in _batches(_missing(folder, own, to_animate, bar), args.batch_size):
             animated = show and args.trajectory is not None and seeds[0] in batch
             recorder = _recorder(diffusion, args) if animated else None
             images = options.draw_batch(diffusion, batch, args, show, recorder)
             if animated:
-                with image_folder.said(args.trajectory):
+                with image_folder.explain_unwritten(args.trajectory):
                     recorder.save(args.trajectory, images)
             for seed, image in zip(batch, images.cpu(), strict=True):
                 folder.write(seed, image)
-        accelerator.wait_for_everyone()
-    if show and (left := count()) < len(seeds):
+            bar.update(len(batch))
+    accelerator.wait_for_everyone()
+    wanted = seeds if isinstance(seeds, range) else frozenset(seeds)
+    if show and (left := sum(1 for _ in folder.present(wanted))) < len(seeds):
         raise InputError(
             f"{len(seeds) - left} images in {folder.root} were removed while others were drawn; the same command draws "
             "those that are missing."
         )
 
 
-def _recorder(diffusion: GaussianDiffusion, args: argparse.Namespace) -> animation.Trajectory:
-    return animation.Trajectory(args.trajectory_of or "x_t", diffusion.patch_divider if args.patch_borders else 1)
+def _recorder(diffusion: GaussianDiffusion, args: argparse.Namespace) -> Animation:
+    return Animation(args.trajectory_of or "x_t", diffusion.patch_divider if args.patch_borders else 1)
+
+
+def _missing(folder: ImageFolder, seeds: Sequence[int], even_if_there: Sequence[int], bar: tqdm) -> Iterator[int]:
+    """The seeds whose images are to be drawn; the bar counts the others."""
+    for seed in seeds:
+        if seed in even_if_there or not folder.is_complete(seed):
+            yield seed
+        else:
+            bar.update()
 
 
 def _batches(seeds: Iterator[int], size: int) -> Iterator[list[int]]:

@@ -17,8 +17,8 @@ from patch_based_ddpm.checkpoint import load_diffusion
 from patch_based_ddpm.data import dataset, pictures
 from patch_based_ddpm.data.sources import open_source
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.generation.animation import Trajectory
-from patch_based_ddpm.generation.image_folder import SampleFolder
+from patch_based_ddpm.generation.animation import Animation
+from patch_based_ddpm.generation.image_folder import ImageFolder
 from patch_based_ddpm.planning import planner
 from patch_based_ddpm.training.run_folder import RunFolder
 from patch_based_ddpm.training.trainer import Trainer
@@ -260,7 +260,7 @@ def test_an_image_that_is_removed_meanwhile_is_told(ckpt, tmp_path, monkeypatch)
     [(1, r"000002\.png could not be written: No such file or directory"), (3, "4 images in .* were removed")],
 )
 def test_a_folder_that_is_removed_meanwhile_is_told(ckpt, tmp_path, monkeypatch, last, words):
-    write = SampleFolder.write
+    write = ImageFolder.write
     out = tmp_path / "out"
 
     def removing(folder, seed, image):
@@ -268,7 +268,7 @@ def test_a_folder_that_is_removed_meanwhile_is_told(ckpt, tmp_path, monkeypatch,
         if seed == last:
             shutil.rmtree(out)
 
-    monkeypatch.setattr(SampleFolder, "write", removing)
+    monkeypatch.setattr(ImageFolder, "write", removing)
     with pytest.raises(InputError, match=words):
         run(ckpt, out, "--seeds", "0-3", *FAST)
 
@@ -338,7 +338,7 @@ def test_two_processes_share_what_is_left(ckpt, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert_near(drawn(tmp_path / "shared"), whole)
-    assert "7/7" in done.stderr  # the bar counts what both have drawn
+    assert "4/4" in done.stderr  # the main process's share, what was there included
     done = commands.sample("--ckpt", ckpt, "--out-dir", tmp_path / "shared", *FAST, "--steps", 3, processes=2)
     assert done.returncode != 0
     assert "another steps (2 instead of 3)" in done.stderr
@@ -407,8 +407,8 @@ def test_options_that_do_not_go_together_are_said_before_anything_is_loaded(tmp_
 
 
 def test_trajectory_is_of_the_first_batch_and_changes_nothing(ckpt, tmp_path, monkeypatch):
-    saved, save = [], Trajectory.save
-    monkeypatch.setattr(Trajectory, "save", lambda self, *args: saved.append((self, *args)) or save(self, *args))
+    saved, save = [], Animation.save
+    monkeypatch.setattr(Animation, "save", lambda self, *args: saved.append((self, *args)) or save(self, *args))
     options, path = ("--n-samples", "3", "--batch-size", "2", "--steps", "5"), tmp_path / "new" / "steps.webp"
     usual = run(ckpt, tmp_path / "usual", *options)
     assert not saved
@@ -437,7 +437,7 @@ def test_trajectory_that_cannot_be_written_is_said_first(ckpt, tmp_path):
 
 def test_other_errors_are_sentences_too(ckpt, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"--out-dir '.*file' is a file; it must be a folder"):
+    with pytest.raises(InputError, match=r"--out-dir '.*file' cannot be used: '.*file' is a file\."):
         run(ckpt, tmp_path / "file")
     with pytest.raises(InputError, match=r"--out-dir '.*below' cannot be used: '.*file' is a file"):
         run(ckpt, tmp_path / "file" / "below")

@@ -1,7 +1,4 @@
-"""Samples in one file, as other evaluators read them: `arr_0`, uint8, (images, H, W, c), in a NumPy archive.
-
-The PNG files are copied into it one by one, so that memory does not grow with their number.
-"""
+"""Drawn images in one NumPy archive, as other evaluators read them: `arr_0`, uint8, (images, H, W, c)."""
 
 import zipfile
 from collections.abc import Sequence
@@ -18,11 +15,11 @@ NAME = "samples.npz"
 
 
 def write(path: Path, pictures: Sequence[Path]) -> None:
-    """Write pictures into one archive, whole or not at all.
+    """Copy pictures into an archive, whole or not at all; one at a time, so memory does not grow with their number.
 
     Args:
         path: the .npz file; its folder exists.
-        pictures: at least one PNG file, all of one size and mode; grey ones get a channel of their own.
+        pictures: at least one PNG file, all of one size and mode; grey ones get a channel axis.
 
     Raises:
         InputError: a picture differs from the first one.
