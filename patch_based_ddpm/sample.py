@@ -1,26 +1,23 @@
 """Draw images: `accelerate launch -m patch_based_ddpm.sample --ckpt FILE --out-dir DIR`."""
 
 import argparse
+import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from PIL import Image
 from tqdm.auto import tqdm
 
 from patch_based_ddpm import command_line
-from patch_based_ddpm.data import pictures
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.generation import animation, image_folder, npz, options
+from patch_based_ddpm.generation import animation, image_folder, options
 from patch_based_ddpm.generation.animation import Animation
-from patch_based_ddpm.generation.image_folder import ImageFolder
+from patch_based_ddpm.generation.image_folder import ARCHIVE_NAME, GRID_NAME, ImageFolder
 from patch_based_ddpm.model.diffusion import GaussianDiffusion
 from patch_based_ddpm.samplers import SEED_LIMIT
 
-GRID_NAME = "grid.png"
 GRID_LIMIT = 1024  # images in a grid; few programs open larger pictures
 LIST_LIMIT = 10**6  # seeds of several ranges; those of a single one are not listed in memory
 
@@ -42,11 +39,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     _claim(folder, diffusion, seeds, args, accelerator)
     _draw(folder, diffusion, seeds, args, accelerator)
     if accelerator.is_main_process and args.grid:
-        with image_folder.explain_unwritten(args.out_dir / GRID_NAME):
-            pictures.save_png(args.out_dir / GRID_NAME, _grid([folder.path(seed) for seed in seeds]))
+        folder.write_grid(seeds)
     if accelerator.is_main_process and args.npz:
-        with image_folder.explain_unwritten(args.out_dir / npz.NAME):
-            npz.write(args.out_dir / npz.NAME, [folder.path(seed) for seed in seeds])
+        folder.write_npz(seeds)
     grid = f", side by side in {args.out_dir / GRID_NAME}" if args.grid else ""
     accelerator.print(f"{len(seeds)} images are in {args.out_dir}{grid}.")
     accelerator.end_training()
@@ -69,7 +64,7 @@ def _parser() -> command_line.Parser:
     )
     parser.add_argument("--overwrite", action="store_true", help="draw images again that are there already")
     parser.add_argument("--grid", action="store_true", help=f"also put all images into {GRID_NAME}")
-    parser.add_argument("--npz", action="store_true", help=f"also put all images into {npz.NAME}, as an array")
+    parser.add_argument("--npz", action="store_true", help=f"also put all images into {ARCHIVE_NAME}, as an array")
     parser.add_argument(
         "--trajectory", type=animation.file_name, metavar="FILE", help="animate the first batch, as .webp or .gif"
     )
@@ -94,22 +89,17 @@ def _seeds(parser: command_line.Parser, args: argparse.Namespace) -> Sequence[in
 
 
 def _seed_list(text: str) -> Sequence[int]:
-    seeds: set[int] = set()
-    parts = text.split(",")
-    for part in parts:
-        first, dash, last = part.partition("-")
-        last = last if dash else first
-        if not first.isdecimal() or not last.isdecimal() or int(last) < int(first):
+    ranges = []
+    for part in text.split(","):
+        match = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part)
+        if match is None or (seeds := range(int(match[1]), int(match[2] or match[1]) + 1)).stop <= seeds.start:
             raise argparse.ArgumentTypeError(f"{part!r} in {text!r} must be a seed, or a range A-B with A <= B")
-        if int(last) >= SEED_LIMIT:
+        if seeds.stop > SEED_LIMIT:
             raise argparse.ArgumentTypeError(f"{part!r} in {text!r} must be less than {SEED_LIMIT}")
-        span = range(int(first), int(last) + 1)
-        if len(parts) == 1:
-            return span
-        if len(seeds) + len(span) > LIST_LIMIT:
-            raise argparse.ArgumentTypeError(f"{text!r} names more than {LIST_LIMIT:,} seeds; that must be one range")
-        seeds.update(span)
-    return sorted(seeds)
+        ranges.append(seeds)
+    if len(ranges) > 1 and sum(map(len, ranges)) > LIST_LIMIT:
+        raise argparse.ArgumentTypeError(f"{text!r} names more than {LIST_LIMIT:,} seeds; that must be one range")
+    return ranges[0] if len(ranges) == 1 else sorted(set().union(*ranges))
 
 
 def _claim(
@@ -145,15 +135,17 @@ def _draw(
     """
     show = accelerator.is_main_process
     own = seeds[accelerator.process_index :: accelerator.num_processes]
-    to_animate = own[: args.batch_size] if show and args.trajectory is not None else ()  # even if they are there
+    recorder, to_animate = None, ()
+    if show and args.trajectory is not None:
+        recorder = Animation(args.trajectory_of or "x_t", diffusion.patch_divider if args.patch_borders else 1)
+        to_animate = own[: args.batch_size]  # even if they are there
     with tqdm(total=len(own), desc="images", unit="image", disable=not show, dynamic_ncols=True) as bar:
         for batch in _batches(_missing(folder, own, to_animate, bar), args.batch_size):
-            animated = show and args.trajectory is not None and seeds[0] in batch
-            recorder = _recorder(diffusion, args) if animated else None
             images = options.draw_batch(diffusion, batch, args, show, recorder)
-            if animated:
+            if recorder is not None:
                 with image_folder.explain_unwritten(args.trajectory):
                     recorder.save(args.trajectory, images)
+                recorder = None  # it is of the first batch
             for seed, image in zip(batch, images.cpu(), strict=True):
                 folder.write(seed, image)
             bar.update(len(batch))
@@ -164,10 +156,6 @@ def _draw(
             f"{len(seeds) - left} images in {folder.root} were removed while others were drawn; the same command draws "
             "those that are missing."
         )
-
-
-def _recorder(diffusion: GaussianDiffusion, args: argparse.Namespace) -> Animation:
-    return Animation(args.trajectory_of or "x_t", diffusion.patch_divider if args.patch_borders else 1)
 
 
 def _missing(folder: ImageFolder, seeds: Sequence[int], even_if_there: Sequence[int], bar: tqdm) -> Iterator[int]:
@@ -182,10 +170,6 @@ def _missing(folder: ImageFolder, seeds: Sequence[int], even_if_there: Sequence[
 def _batches(seeds: Iterator[int], size: int) -> Iterator[list[int]]:
     while batch := list(islice(seeds, size)):
         yield batch
-
-
-def _grid(paths: list[Path]) -> np.ndarray:
-    return pictures.tile([np.array(Image.open(path)) for path in paths])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from patch_based_ddpm.data import pictures
 from patch_based_ddpm.errors import InputError, explain_os_error
 from patch_based_ddpm.files import atomic_write
 
-FORMATS = {".webp": "WEBP", ".gif": "GIF"}
+SUFFIXES = (".webp", ".gif")
 KINDS = ("x_t", "x_0")
 MOST_FRAMES = 60
 FRAME_MS, LAST_FRAME_MS = 80, 2000
@@ -19,8 +19,8 @@ FRAME_MS, LAST_FRAME_MS = 80, 2000
 
 def file_name(text: str) -> Path:
     """The file of an animation, for `type=`."""
-    if Path(text).suffix.lower() not in FORMATS:
-        raise argparse.ArgumentTypeError(f"{text!r} must end in {' or '.join(FORMATS)}")
+    if Path(text).suffix.lower() not in SUFFIXES:
+        raise argparse.ArgumentTypeError(f"{text!r} must end in {' or '.join(SUFFIXES)}")
     return Path(text)
 
 
@@ -76,7 +76,7 @@ class Animation:
         with atomic_write(path) as file:
             frames[0].save(
                 file,
-                format=FORMATS[path.suffix.lower()],
+                format=path.suffix[1:].upper(),
                 save_all=True,
                 append_images=frames[1:],
                 duration=[FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS],

@@ -9,21 +9,24 @@ import hashlib
 import json
 import os
 import re
+import zipfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from tqdm.auto import tqdm
 
 from patch_based_ddpm.data import pictures
 from patch_based_ddpm.errors import InputError, explain_os_error
 from patch_based_ddpm.files import atomic_write
 
-MANIFEST = "samples.json"
+MANIFEST, GRID_NAME, ARCHIVE_NAME = "samples.json", "grid.png", "samples.npz"
 
 
 def check_place(path: Path) -> None:
@@ -106,7 +109,8 @@ class ImageFolder:
                     self.path(seed).unlink(missing_ok=True)
             elif self.manifest.exists() and held != origin:
                 raise InputError(
-                    f"{self.root} holds images of {_difference(held, origin)}; choose another --out-dir, or --overwrite."
+                    f"{self.root} holds images of {_difference(held, origin)}; choose another --out-dir, or "
+                    "--overwrite."
                 )
             elif not self.manifest.exists() and (found := next(self.present(seeds), None)) is not None:
                 raise InputError(
@@ -157,6 +161,38 @@ class ImageFolder:
         check_finite(seed, image)
         with explain_unwritten(self.path(seed)):
             pictures.save_png(self.path(seed), pictures.pixels(image))
+
+    def write_grid(self, seeds: Sequence[int]) -> None:
+        """Put images side by side in grid.png.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        with explain_unwritten(self.root / GRID_NAME):
+            pictures.save_png(
+                self.root / GRID_NAME, pictures.tile([np.array(Image.open(self.path(seed))) for seed in seeds])
+            )
+
+    def write_npz(self, seeds: Sequence[int]) -> None:
+        """Put images into samples.npz as `arr_0`, uint8 (images, H, W, c), which other evaluators read.
+
+        They are copied one at a time, so memory does not grow with their number.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        channels, height, width = self.shape
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(seeds), height, width, channels)}
+        with (
+            explain_unwritten(self.root / ARCHIVE_NAME),
+            atomic_write(self.root / ARCHIVE_NAME, shared=True) as whole,
+            zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive,
+            archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file,
+        ):
+            np.lib.format.write_array_header_1_0(file, header)
+            for seed in tqdm(seeds, desc=ARCHIVE_NAME, unit="image", dynamic_ncols=True):
+                with Image.open(self.path(seed)) as image:
+                    file.write(image.tobytes())
 
 
 def _difference(held: Any, wanted: dict[str, Any]) -> str:

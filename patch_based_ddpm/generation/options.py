@@ -15,7 +15,7 @@ from patch_based_ddpm.config import Config
 from patch_based_ddpm.generation.image_folder import digest
 from patch_based_ddpm.model.diffusion import GaussianDiffusion
 from patch_based_ddpm.planning import planner
-from patch_based_ddpm.samplers import SAMPLERS, Observe, Sampler, SamplerConfig, timesteps
+from patch_based_ddpm.samplers import SAMPLERS, Observe, SamplerConfig, timesteps
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -31,58 +31,39 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     command_line.add_max_memory(parser)
     parser.add_argument("--compile", action="store_true", help="compile the network: a slow start, then faster")
-    default = SamplerConfig()
+    default, ordered = SamplerConfig(), [sampler for sampler in SAMPLERS.values() if sampler.orders]
+    steps = ", ".join(f"{name} {sampler.default_steps or 'all'}" for name, sampler in SAMPLERS.items())
+    orders = ", ".join(f"{sampler.name} {sampler.default_order}" for sampler in ordered)
+    logsnr = "".join(
+        f"; {name} in {sampler.fewest_logsnr_steps} steps or more: logsnr"
+        for name, sampler in SAMPLERS.items()
+        if sampler.fewest_logsnr_steps
+    )
     parser.add_argument("--sampler", choices=tuple(SAMPLERS), default=default.name, help=f"default: {default.name}")
     parser.add_argument(
-        "--steps",
-        type=command_line.positive_int,
-        default=default.steps,
-        metavar="K",
-        help=f"timesteps visited (default: {_each(lambda sampler: sampler.default_steps or 'all')})",
+        "--steps", type=command_line.positive_int, metavar="K", help=f"timesteps visited (default: {steps})"
     )
     parser.add_argument(
         "--eta",
-        type=_fraction,
+        type=float,
         default=default.eta,
         help=f"noise that ddim and dpm-solver++ add at each step, 1: as much as ddpm (default: {default.eta:g})",
     )
-    ordered = [sampler for sampler in SAMPLERS.values() if sampler.orders]
     parser.add_argument(
         "--order",
         type=int,
         choices=sorted({order for sampler in ordered for order in sampler.orders}),
-        default=default.order,
-        help=f"default: {', '.join(f'{sampler.name} {sampler.default_order}' for sampler in ordered)}",
+        help=f"default: {orders}",
     )
     parser.add_argument(
         "--spacing",
         choices=tuple(timesteps.SPACINGS),
-        default=default.spacing,
-        help=f"of the timesteps (default: {_each(_spacing)})",
+        help=f"of the timesteps (default: trailing{logsnr})",
     )
     parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged or last (default: ema)")
     parser.add_argument(
         "--dtype", choices=tuple(command_line.DTYPES), default="float32", help="of the network (default: float32)"
     )
-
-
-def _each(default: Any) -> str:
-    return ", ".join(f"{sampler.name} {default(sampler)}" for sampler in SAMPLERS.values())
-
-
-def _spacing(sampler: Sampler) -> str:
-    fewest = sampler.fewest_logsnr_steps
-    return "trailing" if fewest is None else f"logsnr, but trailing in fewer than {fewest} steps"
-
-
-def _fraction(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number in [0, 1]")
-    return value
 
 
 def sampler_config(args: argparse.Namespace) -> SamplerConfig:

@@ -18,20 +18,7 @@ from patch_based_ddpm.randomness import ImageNoise
 from patch_based_ddpm.samplers.ddim import ddim
 from patch_based_ddpm.samplers.ddpm import ddpm
 from patch_based_ddpm.samplers.dpm_solver_pp import dpm_solver_pp
-from patch_based_ddpm.samplers.sampler import SAMPLERS, Observe, Progress, Sampler, SamplerConfig
-
-__all__ = [
-    "SAMPLERS",
-    "SEED_LIMIT",
-    "Observe",
-    "Progress",
-    "Sampler",
-    "SamplerConfig",
-    "ddim",
-    "ddpm",
-    "dpm_solver_pp",
-    "draw",
-]
+from patch_based_ddpm.samplers.sampler import SAMPLERS, Observe, Progress, SamplerConfig
 
 SAMPLERS.update({sampler.name: sampler for sampler in (ddpm, ddim, dpm_solver_pp)})
 SEED_LIMIT = 2**32  # PyTorch's CPU generator keeps 32 bits of a seed

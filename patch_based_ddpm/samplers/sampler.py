@@ -40,10 +40,6 @@ class Coefficients(NamedTuple):
     x_0: Tensor
     noise: Tensor | None
 
-    def to(self, like: Tensor) -> Coefficients:
-        """The same in the dtype and on the device of `like`."""
-        return Coefficients(*(None if values is None else values.to(like) for values in self))
-
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
@@ -153,10 +149,10 @@ class Sampler:
             wanted = ", ".join(map(str, diffusion.image_shape))
             raise InputError(f"x_T has the shape {tuple(x_T.shape)}; for this model it must be (b, {wanted}).")
         alpha_bar = diffusion.exact_alpha_bar
-        visited = timesteps.visited(alpha_bar, config.steps, config.spacing)
+        visited = timesteps.SPACINGS[config.spacing](alpha_bar, config.steps)
         # In half precision, the error of the coefficients adds up to as much as 0.1 over 1000 steps.
         x_t = x_T.to(torch.promote_types(x_T.dtype, torch.float32))
-        a, b, c = self.coefficients(alpha_bar[visited], config).to(x_t)
+        a, b, c = (None if each is None else each.to(x_t) for each in self.coefficients(alpha_bar[visited], config))
         x_0s: list[Tensor] = []  # the latest first
         for i, step in enumerate(progress(visited)):
             t = torch.full(x_t.shape[:1], step, device=x_t.device, dtype=torch.int64)

@@ -1,5 +1,7 @@
 """Which timesteps a sampler visits: always from T - 1, pure noise, downwards.
 
+Each spacing takes alpha_bar, (T,) float64, and the number of steps, in [1, T], and returns so many timesteps.
+
 Symbols: `alpha_bar` (T,), `lambda` = log(alpha_bar / (1 - alpha_bar)) / 2, half the log of the signal-to-noise ratio.
 """
 
@@ -35,17 +37,3 @@ def log_snr(alpha_bar: Tensor, steps: int) -> list[int]:
 
 
 SPACINGS = {"trailing": trailing, "logsnr": log_snr}
-
-
-def visited(alpha_bar: Tensor, steps: int, spacing: str) -> list[int]:
-    """Choose the timesteps of a sampler.
-
-    Args:
-        alpha_bar: (T,) float64.
-        steps: in [1, T]; T gives them all.
-        spacing: one of `SPACINGS`.
-
-    Returns:
-        `steps` timesteps, T - 1 first, each less than the one before it.
-    """
-    return SPACINGS[spacing](alpha_bar, steps)

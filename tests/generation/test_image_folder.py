@@ -1,11 +1,14 @@
 import copy
 import os
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from patch_based_ddpm.data import pictures
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.generation.image_folder import ImageFolder, check_place, digest
 
@@ -153,3 +156,20 @@ def test_digest_is_of_names_types_and_values():
     assert digest(network) != digest(copy.deepcopy(twin).float())
     renamed = torch.nn.Sequential(network)
     assert digest(renamed) != digest(network)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_the_archive_holds_the_images_in_order(tmp_path, channels):
+    folder = ImageFolder(tmp_path, (channels, 6, 8))
+    seeds = (3, 1, 4, 10, 5)
+    arrays = np.random.default_rng(0).integers(0, 256, (5, 6, 8, channels), dtype=np.uint8)
+    for seed, array in zip(seeds, arrays):
+        pictures.save_png(folder.path(seed), array[..., 0] if channels == 1 else array)
+    folder.write_npz(seeds)
+    with np.load(tmp_path / "samples.npz") as file:
+        assert file.files == ["arr_0"]
+        assert file["arr_0"].dtype == np.uint8
+        assert np.array_equal(file["arr_0"], arrays)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".npz", *[".png"] * 5]
+    with zipfile.ZipFile(tmp_path / "samples.npz") as archive:
+        assert archive.testzip() is None

@@ -385,7 +385,7 @@ def test_default_steps(make_diffusion):
     for sampler in ("ddpm", "ddim", "dpm-solver++"):
         draw(diffusion, [1], sampler=sampler, progress=progress)
     assert seen["ddpm"] == seen["ddim"] == list(range(40))[::-1]
-    assert seen["dpm-solver++"] == timesteps.visited(diffusion.exact_alpha_bar, 20, "logsnr")
+    assert seen["dpm-solver++"] == timesteps.log_snr(diffusion.exact_alpha_bar, 20)
 
 
 @pytest.mark.parametrize(

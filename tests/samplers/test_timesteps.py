@@ -32,12 +32,12 @@ def test_trailing_by_hand(T, steps, wanted):
 def test_they_start_at_the_end_and_descend(T, spacing):
     alpha_bar = alpha_bars(T)
     for steps in range(1, T + 1, 1 if T <= 100 else 37):
-        visited = timesteps.visited(alpha_bar, steps, spacing)
+        visited = timesteps.SPACINGS[spacing](alpha_bar, steps)
         assert len(visited) == steps
         assert visited[0] == T - 1
         assert visited[-1] >= 0
         assert all(before > after for before, after in zip(visited, visited[1:]))
-    assert timesteps.visited(alpha_bar, T, spacing) == list(range(T))[::-1]
+    assert timesteps.SPACINGS[spacing](alpha_bar, T) == list(range(T))[::-1]
 
 
 @pytest.mark.parametrize("steps", [5, 20, 50])
