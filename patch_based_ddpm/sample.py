@@ -140,7 +140,8 @@ def _draw(
         recorder = Animation(args.trajectory_of or "x_t", diffusion.patch_divider if args.patch_borders else 1)
         to_animate = own[: args.batch_size]  # even if they are there
     with tqdm(total=len(own), desc="images", unit="image", disable=not show, dynamic_ncols=True) as bar:
-        for batch in _batches(_missing(folder, own, to_animate, bar), args.batch_size):
+        missing = _missing(folder, own, to_animate, bar)
+        while batch := list(islice(missing, args.batch_size)):
             images = options.draw_batch(diffusion, batch, args, show, recorder)
             if recorder is not None:
                 with image_folder.explain_unwritten(args.trajectory):
@@ -165,11 +166,6 @@ def _missing(folder: ImageFolder, seeds: Sequence[int], even_if_there: Sequence[
             yield seed
         else:
             bar.update()
-
-
-def _batches(seeds: Iterator[int], size: int) -> Iterator[list[int]]:
-    while batch := list(islice(seeds, size)):
-        yield batch
 
 
 if __name__ == "__main__":

@@ -31,14 +31,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     command_line.add_max_memory(parser)
     parser.add_argument("--compile", action="store_true", help="compile the network: a slow start, then faster")
-    default, ordered = SamplerConfig(), [sampler for sampler in SAMPLERS.values() if sampler.orders]
-    steps = ", ".join(f"{name} {sampler.default_steps or 'all'}" for name, sampler in SAMPLERS.items())
-    orders = ", ".join(f"{sampler.name} {sampler.default_order}" for sampler in ordered)
-    logsnr = "".join(
-        f"; {name} in {sampler.fewest_logsnr_steps} steps or more: logsnr"
-        for name, sampler in SAMPLERS.items()
-        if sampler.fewest_logsnr_steps
-    )
+    default, all_samplers = SamplerConfig(), SAMPLERS.values()
+    steps = ", ".join(f"{each.name} {each.default_steps or 'all'}" for each in all_samplers)
+    orders = sorted({order for each in all_samplers for order in each.orders})
+    order = ", ".join(f"{each.name} {each.default_order}" for each in all_samplers if each.orders)
+    fewest = {each.name: each.fewest_logsnr_steps for each in all_samplers if each.fewest_logsnr_steps}
+    logsnr = "".join(f"; {name} in {count} steps or more logsnr" for name, count in fewest.items())
     parser.add_argument("--sampler", choices=tuple(SAMPLERS), default=default.name, help=f"default: {default.name}")
     parser.add_argument(
         "--steps", type=command_line.positive_int, metavar="K", help=f"timesteps visited (default: {steps})"
@@ -49,17 +47,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default=default.eta,
         help=f"noise that ddim and dpm-solver++ add at each step, 1: as much as ddpm (default: {default.eta:g})",
     )
-    parser.add_argument(
-        "--order",
-        type=int,
-        choices=sorted({order for sampler in ordered for order in sampler.orders}),
-        help=f"default: {orders}",
-    )
-    parser.add_argument(
-        "--spacing",
-        choices=tuple(timesteps.SPACINGS),
-        help=f"of the timesteps (default: trailing{logsnr})",
-    )
+    parser.add_argument("--order", type=int, choices=orders, help=f"default: {order}")
+    spacings = tuple(timesteps.SPACINGS)
+    parser.add_argument("--spacing", choices=spacings, help=f"of the timesteps (default: trailing{logsnr})")
     parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged or last (default: ema)")
     parser.add_argument(
         "--dtype", choices=tuple(command_line.DTYPES), default="float32", help="of the network (default: float32)"
