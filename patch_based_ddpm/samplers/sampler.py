@@ -1,4 +1,4 @@
-"""What all samplers share: their configuration, the coefficients of a step, and the loop over the timesteps.
+"""What all samplers share: their options, the coefficients of a step, and the loop over the timesteps.
 
 Symbols: `x_T` pure noise, `x_t` noisy image, `x_0` image, `z` noise, `t` timestep in [0, T), `s` the one visited next.
 `alpha_bar` at the timesteps visited; after the last of them comes the image itself, alpha_bar = 1.
@@ -43,15 +43,15 @@ class Coefficients(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """Which sampler, and its options; checked when it is made.
+    """A sampler's name and options; checked when it is made.
 
     Attributes:
         name: one of `SAMPLERS`.
-        steps: timesteps visited, in [1, T]; None: all, or 20 (T, if that is less) of "dpm-solver++".
+        steps: timesteps visited, in [1, T]; None: the sampler's default.
         eta: noise added at each step: for "ddim" from 0, none, to 1, as much as "ddpm"; for "dpm-solver++" 0 or 1.
-        order: of "dpm-solver++", 1, 2 or 3; None: 2.
-        spacing: how the timesteps are spread, "trailing" or "logsnr", see `timesteps`; None: "trailing", but "logsnr"
-            for "dpm-solver++" in `dpm_solver_pp.FEWEST_LOGSNR_STEPS` steps or more.
+        order: of "dpm-solver++", 1, 2 or 3; None: the sampler's default.
+        spacing: how the timesteps are spread, "trailing" or "logsnr", see `timesteps`; None: the sampler's default for
+            this number of steps.
     """
 
     name: str = "ddpm"
@@ -97,12 +97,12 @@ class Sampler:
 
     Attributes:
         name: in `SAMPLERS`, in configurations and flags.
-        coefficients: from alpha_bar, (S,) float64 at the timesteps visited, and the configuration, its steps.
-        check: raises an InputError about `eta`, and whatever else the sampler cannot do.
-        default_steps: None: all timesteps.
-        orders: that can be chosen; none where there is only one.
-        default_order: one of them.
-        fewest_logsnr_steps: with so many steps or more, the default spacing is "logsnr"; None: it is always "trailing".
+        coefficients: of the steps, from alpha_bar, (S,) float64 at the timesteps visited, and the resolved options.
+        check: raises an InputError if the sampler does not take the options.
+        default_steps: T, if that is less; None: all timesteps.
+        orders: those that can be chosen; empty if there is only one.
+        default_order: one of `orders`, or None.
+        fewest_logsnr_steps: in so many steps or more, the default spacing is "logsnr"; None: it is always "trailing".
     """
 
     name: str
