@@ -1,7 +1,7 @@
 """The configuration of a study: that of a training run, and a section `study` that says what to compare.
 
-Every model is trained on the same images with the same settings; of `trainer` and `model` only the folder, the seed, N
-the halo and the conditioning change from one to the next.
+All models are trained on the same images with the same settings; they differ in N, the halo, the conditioning and the
+seed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from patch_based_ddpm import strict_json
 from patch_based_ddpm.config import Config, DiffusionConfig, ModelConfig, TrainerConfig
@@ -23,10 +23,10 @@ from patch_based_ddpm.strict_json import field, required
 from patch_based_ddpm.training.run_folder import RunFolder
 
 MOST_SAMPLES = 10**6  # file names of one length, so that their order is that of the seeds
-ABLATIONS = {  # name: position conditioning, global content conditioning
-    "no-position": (False, True),
-    "no-content": (True, False),
-    "neither": (False, False),
+ABLATIONS = {
+    "no-position": {"position_conditioning": False},
+    "no-content": {"global_content_conditioning": False},
+    "neither": {"position_conditioning": False, "global_content_conditioning": False},
 }
 
 
@@ -52,25 +52,23 @@ class StudySection:
         return [(sampler, steps) for sampler, some in listed.items() for steps in some]
 
 
-@dataclass(frozen=True)
-class Model:
-    """One line of the comparison of models, trained once for each seed.
+class Model(NamedTuple):
+    """One row in the comparison of models, trained once with each seed.
 
     Attributes:
         name: such as N4, N4-halo2 or N4-no-position.
-        config: of its runs, but for folder and seed.
+        config: of its runs, except folder and seed.
     """
 
     name: str
     config: Config
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """One model trained with one seed.
 
     Attributes:
-        name: of its folder below the study's.
+        name: of its folder in the study's folder.
         config: complete.
     """
 
@@ -80,6 +78,10 @@ class Run:
     @property
     def folder(self) -> RunFolder:
         return RunFolder(Path(self.config.trainer.log_dir))
+
+    def sampled_by(self, sampler: str, steps: int) -> str:
+        """The name of this run's result in the comparison of samplers."""
+        return f"{self.name}-{sampler}-{steps}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +98,7 @@ class StudyConfig:
         if self.trainer.train_dataset_dir != BUILTIN_FACES or self.model.channels != 3:
             raise InputError(
                 f'trainer.train_dataset_dir is "{self.trainer.train_dataset_dir}" and model.channels '
-                f'{self.model.channels}; a study is one of "{BUILTIN_FACES}" in 3 channels.'
+                f'{self.model.channels}; a study needs "{BUILTIN_FACES}" in 3 channels.'
             )
         for listed in dataclasses.fields(study):
             values = getattr(study, listed.name)
@@ -105,7 +107,7 @@ class StudyConfig:
         if N == 1 or N not in study.patch_dividers:
             raise InputError(
                 f"model.patch_divider is {N}; it must be more than 1 and one of study.patch_dividers, "
-                f"{list(study.patch_dividers)}, because those with a halo or without conditioning are compared with it."
+                f"{list(study.patch_dividers)}, because models with a halo or without conditioning use it."
             )
         for sampler, steps in ((study.sampler, study.steps), *study.sampler_steps):
             SamplerConfig(name=sampler, steps=steps).resolve(self.diffusion.timesteps)
@@ -130,35 +132,29 @@ class StudyConfig:
 
     @property
     def folder(self) -> Path:
-        """Where everything lies."""
+        """The study's folder."""
         return Path(self.trainer.log_dir)
 
     def models(self) -> list[Model]:
-        """The models in the order of the table: N with all conditioning, then those with a halo, then the ablations."""
+        """The models in the order of the table: one for each N, then those with a halo, then the ablations."""
         N = self.model.patch_divider
-        plain = [self._model(f"N{N}", N) for N in self.study.patch_dividers]
-        halos = [self._model(f"N{N}-halo{halo}", N, halo=halo) for halo in self.study.halos]
-        return plain + halos + [self._model(f"N{N}-{name}", N, *given) for name, given in ABLATIONS.items()]
+        differences = {f"N{divider}": {"patch_divider": divider} for divider in self.study.patch_dividers}
+        differences |= {f"N{N}-halo{halo}": {"halo": halo} for halo in self.study.halos}
+        differences |= {f"N{N}-{name}": conditioning for name, conditioning in ABLATIONS.items()}
+        paper = {"halo": 0, "position_conditioning": True, "global_content_conditioning": True}
+        models = {name: dataclasses.replace(self.model, **{**paper, **given}) for name, given in differences.items()}
+        sections = {"trainer": self.trainer, "diffusion": self.diffusion}
+        return [Model(name, Config(model=model, **sections)) for name, model in models.items()]
+
+    def reference(self) -> Model:
+        """The model that samplers are compared with: as in the paper, N as in the section `model`."""
+        return next(model for model in self.models() if model.name == f"N{self.model.patch_divider}")
 
     def runs(self, model: Model) -> list[Run]:
         """A model's runs, one for each seed."""
-        return [self._run(model, seed) for seed in self.study.seeds]
-
-    def reference(self) -> Model:
-        """The model that samplers are compared with: N of the ablations, all conditioning, no halo."""
-        return self._model(f"N{self.model.patch_divider}", self.model.patch_divider)
-
-    def _model(self, name: str, N: int, position: bool = True, content: bool = True, halo: int = 0) -> Model:
-        model = dataclasses.replace(
-            self.model,
-            patch_divider=N,
-            halo=halo,
-            position_conditioning=position,
-            global_content_conditioning=content,
-        )
-        return Model(name, Config(trainer=self.trainer, model=model, diffusion=self.diffusion))
-
-    def _run(self, model: Model, seed: int) -> Run:
-        name = f"{model.name}-seed{seed}"
-        trainer = dataclasses.replace(self.trainer, log_dir=str(self.folder / name), seed=seed)
-        return Run(name, dataclasses.replace(model.config, trainer=trainer))
+        runs = []
+        for seed in self.study.seeds:
+            name = f"{model.name}-seed{seed}"
+            trainer = dataclasses.replace(self.trainer, log_dir=str(self.folder / name), seed=seed)
+            runs.append(Run(name, dataclasses.replace(model.config, trainer=trainer)))
+        return runs
