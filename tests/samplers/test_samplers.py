@@ -1,3 +1,4 @@
+import argparse
 import itertools
 import math
 import weakref
@@ -7,8 +8,10 @@ import torch
 
 from patch_based_ddpm import GaussianDiffusion
 from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.generation.options import add_flags, sampler_config
 from patch_based_ddpm.randomness import ImageNoise
-from patch_based_ddpm.samplers import SamplerConfig, ddim, ddpm, dpm_solver_pp, draw, timesteps
+from patch_based_ddpm.samplers import SAMPLERS, SamplerConfig, ddim, ddpm, dpm_solver_pp, draw, timesteps
+from patch_based_ddpm.samplers.sampler import Coefficients, Sampler
 from support.oracles import Mixture, Oracle, PerfectDenoiser, alpha_bars
 
 each_objective = pytest.mark.parametrize("objective", ["pred_noise", "pred_x0", "pred_v"])
@@ -412,6 +415,26 @@ def test_default_steps(make_diffusion):
 def test_draw_refuses_what_it_cannot_do(make_perfect, sampler, options, words):
     with pytest.raises(InputError, match=words):
         draw(make_perfect(torch.zeros(3, 8, 8)), [1], sampler=sampler, **options)
+
+
+def test_a_new_sampler_is_an_entry_in_the_registry(make_diffusion, monkeypatch):
+    """This one takes each predicted image for the next noisy one."""
+    jump = Sampler(
+        name="jump",
+        coefficients=lambda alpha_bar, config: Coefficients(
+            x_t=torch.zeros_like(alpha_bar), x_0=torch.ones_like(alpha_bar)[:, None], noise=None
+        ),
+        check=lambda config: None,
+        default_steps=3,
+    )
+    monkeypatch.setitem(SAMPLERS, "jump", jump)
+    parser, diffusion, shown = argparse.ArgumentParser(), make_diffusion(), []
+    add_flags(parser)
+    args = parser.parse_args(["--sampler", "jump"])
+    drawn = draw(diffusion, [1], sampler=sampler_config(args), observe=lambda t, x_t, x_0: shown.append((x_t, x_0)))
+    assert [torch.equal(x_t, x_0) for (x_t, _), (_, x_0) in zip(shown[1:], shown)] == [True, True]
+    assert torch.equal(drawn, shown[-1][1])
+    assert "jump 3" in " ".join(parser.format_help().split())
 
 
 @pytest.mark.parametrize("order", [2, 3])
