@@ -17,7 +17,6 @@ from patch_based_ddpm.strict_json import ConfigFile, Folder, NonNegative, Positi
 
 Width = Annotated[StrictInt, Field(ge=1, le=2**20)]
 Side = Annotated[StrictInt, Field(ge=1, le=2**16)]
-Sampler = Literal["ddpm", "ddim", "dpm-solver++"]
 
 
 @section("trainer")
@@ -63,7 +62,7 @@ class TrainerConfig:
     max_skipped_steps: Positive = key(20, "Consecutive steps with a non-finite loss or gradient that end the run.")
     log_every: Positive = key(10, "Steps between two lines of `metrics.jsonl`.")
     preview_count: NonNegative = key(36, "Images in each preview. 0: no previews.")
-    preview_sampler: Sampler = key("ddpm", "Sampler of the previews.")
+    preview_sampler: Text = key("ddpm", "Sampler of the previews, one of those of `sample --sampler`.")
     preview_steps: Positive | None = key(
         None, "Sampling steps of a preview, at most `diffusion.timesteps`. null: all, or 20 with `dpm-solver++`."
     )

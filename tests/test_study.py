@@ -18,7 +18,7 @@ from patch_based_ddpm import command_line, evaluate, study
 from patch_based_ddpm.data import pictures
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.evaluation import image_sets, metrics, sliced_wasserstein
-from patch_based_ddpm.generation.image_folder import SampleFolder
+from patch_based_ddpm.generation.image_folder import ImageFolder
 from patch_based_ddpm.planning import planner
 from patch_based_ddpm.planning.live_memory import MIB
 from patch_based_ddpm.studies.config import StudyConfig
@@ -120,7 +120,7 @@ def work(monkeypatch):
         monkeypatch.setattr(owner, method, replacement)
 
     counted("steps", TrainingStep, "__call__", lambda self, step, batches: (self.diffusion.config, step))
-    counted("images", SampleFolder, "write", lambda self, seed, image: self.path(seed))
+    counted("images", ImageFolder, "write", lambda self, seed, image: self.path(seed))
     counted("sets", metrics, "collect", lambda batches, share, count: count)
     return done
 

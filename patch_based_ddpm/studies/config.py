@@ -12,13 +12,12 @@ from typing import Annotated, NamedTuple
 
 from pydantic import Field, StrictInt
 
-from patch_based_ddpm.config import Config, DiffusionConfig, ModelConfig, Sampler, TrainerConfig
+from patch_based_ddpm.config import Config, DiffusionConfig, ModelConfig, TrainerConfig
 from patch_based_ddpm.data.sources import BUILTIN_FACES
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.evaluation import sliced_wasserstein
-from patch_based_ddpm.samplers import timesteps
-from patch_based_ddpm.samplers.options import SAMPLERS
-from patch_based_ddpm.strict_json import ConfigFile, Positive, Seed, key, section
+from patch_based_ddpm.samplers import SamplerConfig
+from patch_based_ddpm.strict_json import ConfigFile, Positive, Seed, Text, key, section
 from patch_based_ddpm.training.run_folder import RunFolder
 
 MOST_SAMPLES = 10**6  # file names of one length, so that their order is that of the seeds
@@ -42,7 +41,7 @@ class StudySection:
     real_images: Annotated[StrictInt, Field(ge=2)] = key(
         ..., "Real images that the samples are compared with; they are not in the training set."
     )
-    sampler: Sampler = key(..., "Sampler in the comparison of models.")
+    sampler: Text = key(..., "Sampler in the comparison of models, one of those of `sample --sampler`.")
     steps: Positive = key(..., "Sampling steps in the comparison of models.")
     ddpm_steps: tuple[Positive, ...] = key((), "Steps of `ddpm` in the comparison of samplers.")
     ddim_steps: tuple[Positive, ...] = key((), "Steps of `ddim` in the comparison of samplers.")
@@ -51,8 +50,8 @@ class StudySection:
     @property
     def sampler_steps(self) -> list[tuple[str, int]]:
         """Sampler and steps of each line in the comparison of samplers."""
-        listed = (self.ddpm_steps, self.ddim_steps, self.dpm_solver_pp_steps)
-        return [(sampler, steps) for sampler, some in zip(SAMPLERS, listed, strict=True) for steps in some]
+        listed = {"ddpm": self.ddpm_steps, "ddim": self.ddim_steps, "dpm-solver++": self.dpm_solver_pp_steps}
+        return [(sampler, steps) for sampler, some in listed.items() for steps in some]
 
 
 class Model(NamedTuple):
@@ -112,8 +111,8 @@ class StudyConfig(ConfigFile):
                 f"model.patch_divider is {N}; it must be more than 1 and one of study.patch_dividers, "
                 f"{list(study.patch_dividers)}, because models with a halo or without conditioning use it."
             )
-        for steps in (study.steps, *(steps for _, steps in study.sampler_steps)):
-            timesteps.check(self.diffusion.timesteps, steps)
+        for sampler, steps in ((study.sampler, study.steps), *study.sampler_steps):
+            SamplerConfig(name=sampler, steps=steps).resolve(self.diffusion.timesteps)
         sliced_wasserstein.levels(*self.model.image_shape)
         self.models()  # builds, and thereby checks, the configuration of each
 

@@ -28,7 +28,7 @@ from patch_based_ddpm.planning.live_memory import MIB, peak_memory, reset_peak_m
 from patch_based_ddpm.signals import SignalWatch, Wish
 from patch_based_ddpm.training import run_state
 from patch_based_ddpm.training.metrics import Skips, Window
-from patch_based_ddpm.training.previews import draw_preview
+from patch_based_ddpm.training.previews import check_preview, draw_preview
 from patch_based_ddpm.training.run_folder import RunFolder
 from patch_based_ddpm.training.saver import Saver, tell_unwritten
 from patch_based_ddpm.training.step import StepResult, TrainingStep
@@ -46,6 +46,7 @@ class Trainer:
     """
 
     def __init__(self, config: Config, accelerator: Accelerator, source: Source, folder: RunFolder) -> None:
+        check_preview(config)
         self.config = config.trainer
         self.whole_config = config
         self.accelerator = accelerator
