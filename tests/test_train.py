@@ -142,6 +142,25 @@ def test_the_published_restart_flag_resumes(tmp_path, capsys):
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("step", ["0", "1"])
+def test_the_published_restart_flag_starts_anew(tmp_path, capsys, step):
+    """As the published launch script has it; a run that is there stays."""
+    config = str(write_config(tmp_path, preview_count=0))
+    command.main(["--config", config, "--restart-step", step])
+    assert "0 to 6" in capsys.readouterr().out
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    with pytest.raises(InputError, match="holds checkpoints up to step 6; go on with --resume latest, or choose"):
+        command.main(["--config", config, "--restart-step", step])
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+def test_the_published_restart_flag_resumes_at_step_1(tmp_path, capsys):
+    config = str(write_config(tmp_path, preview_count=0, save_and_sample_every=1))
+    command.main(["--config", config])
+    command.main(["--config", config, "--restart-step", "1"])
+    assert "1 to 6" in capsys.readouterr().out
+
+
 def test_latest_starts_anew_where_there_is_nothing(tmp_path, capsys):
     config = write_config(tmp_path, preview_count=0)
     command.main(["--config", str(config), "--resume", "latest"])
