@@ -10,21 +10,13 @@ from patch_based_ddpm.training.step import StepResult
 
 
 class IntervalMetrics(NamedTuple):
-    """Means over the applied steps of a log interval; NaN where every step was skipped.
-
-    Attributes:
-        loss: mean over processes.
-        grad_norm: L2 norm of the gradient before clipping.
-        patch_loss: (N*N,) this process's loss of each patch, float64 on the CPU.
-        steps_per_second: of all steps, skipped ones too.
-        skipped_in_a_row: the longest row of skipped steps that reaches into the interval.
-    """
+    """Means over the applied steps of a log interval, NaN if all were skipped; see `StepResult`."""
 
     loss: float
     grad_norm: float
-    patch_loss: Tensor
-    steps_per_second: float
-    skipped_in_a_row: int
+    patch_loss: Tensor  # float64, on the CPU
+    steps_per_second: float  # skipped ones included
+    skipped_in_a_row: int  # at most, in a row that reaches into the interval
 
 
 class TrainingMetrics:

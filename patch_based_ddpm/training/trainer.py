@@ -118,25 +118,22 @@ class Trainer:
                 self.step += 1
                 self.metrics.add(result)
                 self._update_ema(result)
-                if self.step % trainer.log_every == 0 or self._is_last:
+                if self.step % trainer.log_every == 0 or self.step == trainer.train_num_steps:
                     bar.set_postfix(self.log(result))
                 request = self.signals.requested()
-                stops = request is SignalRequest.STOP
-                if (self._is_milestone or request) and not self.save() and (stops or self._is_last):
+                is_last = request is SignalRequest.STOP or self.step == trainer.train_num_steps
+                if (self._is_milestone or request) and not self.save() and is_last:
                     raise InputError(f"step {self.step}, the last one, could not be saved.")
-                if stops:
+                if request is SignalRequest.STOP:
                     raise Stopped(self.signals.cause)
                 if self._is_milestone:
                     self.preview()
 
     @property
-    def _is_last(self) -> bool:
-        return self.step == self.config.trainer.train_num_steps
-
-    @property
     def _is_milestone(self) -> bool:
         """Whether this step gets a checkpoint and a preview."""
-        return self.step % self.config.trainer.save_and_sample_every == 0 or self._is_last
+        trainer = self.config.trainer
+        return self.step % trainer.save_and_sample_every == 0 or self.step == trainer.train_num_steps
 
     def _report_bad_images(self, skipped: tuple[int, ...]) -> None:
         for index in set(skipped) - self.bad_images:

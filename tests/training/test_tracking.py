@@ -163,7 +163,7 @@ def test_an_offline_run_holds_what_was_logged_and_continues_when_resumed(tmp_pat
     home = {"WANDB_MODE": "", "HOME": str(tmp_path), "WANDB_API_KEY": "", "NETRC": str(tmp_path / "none")}
     env = {name: value for name, value in environment(**home).items() if name != "WANDB_MODE"}
     assert "WANDB_MODE" not in env
-    done = train("--config", config, env=env)
+    done = train("--config", config, env=env, processes=None)
     assert done.returncode == 0, done.stderr
     assert "no login found, recording offline" in done.stdout
 
@@ -179,7 +179,9 @@ def test_an_offline_run_holds_what_was_logged_and_continues_when_resumed(tmp_pat
     assert held["model"] == json.loads((tmp_path / "run" / "config.json").read_text())["model"]
 
     first_id = (tmp_path / "run" / "wandb_run_id").read_text()
-    again = train("--config", config, "--resume", tmp_path / "run" / "checkpoints" / "model-3.pt", env=env)
+    again = train(
+        "--config", config, "--resume", tmp_path / "run" / "checkpoints" / "model-3.pt", env=env, processes=None
+    )
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "run" / "wandb_run_id").read_text() == first_id
     runs = {path.name for path in (tmp_path / "run" / "wandb").glob("offline-run-*")}
