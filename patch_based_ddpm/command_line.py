@@ -93,9 +93,7 @@ def start_accelerator(timeout: timedelta = processes.LONG_WAIT, **options: Any) 
     """
     allow_tf32()
     handlers = [InitProcessGroupKwargs(timeout=timeout), DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
-    accelerator = Accelerator(kwargs_handlers=handlers, **options)
-    processes.gather(None)  # makes the group of CPUs while all processes are here
-    return accelerator
+    return Accelerator(kwargs_handlers=handlers, **options)
 
 
 def compile_mode(device: torch.device) -> str | None:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
-from patch_based_ddpm import command_line
+from patch_based_ddpm import command_line, processes
 from patch_based_ddpm.config import Config, TrainerConfig
 from patch_based_ddpm.data.sources import Source, open_source
 from patch_based_ddpm.errors import InputError, explain_os_error
@@ -28,9 +27,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = Config.load(args.config)
     folder = RunFolder(Path(config.trainer.log_dir))
     accelerator = start_accelerator(config.trainer)
-    resume = args.resume if args.restart_step is None else folder.checkpoint(args.restart_step)
-    if args.restart_step in FROM_SCRATCH and not resume.exists():
-        resume = None
+    resume = args.resume
+    if args.restart_step is not None:
+        resume = folder.checkpoint(args.restart_step)
+        if args.restart_step in FROM_SCRATCH and not resume.exists():
+            resume = None
     candidates = [] if resume is None else folder.candidates(str(resume))
     if resume is None and folder.steps() and not args.dry_run:
         raise InputError(
@@ -42,11 +43,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"trainer.log_dir {str(folder.root)!r} lies in train_dataset_dir; its previews would become training "
             "images."
         )
-    height, width = config.model.image_shape
-    cache = None if args.dry_run else folder.root
     if not args.dry_run:
         folder.create()
-    source = open_source(config.trainer.train_dataset_dir, height, width, config.trainer.seed, cache)
+    cache = None if args.dry_run else folder.root
+    source = open_source(config.trainer.train_dataset_dir, *config.model.image_shape, config.trainer.seed, cache)
     if config.trainer.cache_images and source.size is None:
         raise InputError(
             f"trainer.cache_images is true, but {config.trainer.train_dataset_dir} draws images without end, which no "
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         trainer.limit_patch_batch(limit)
     if candidates:
         trainer.resume(*candidates)
-    if len(set(gather_object([trainer.step]))) > 1:
+    if len(set(processes.gather(trainer.step))) > 1:
         raise InputError(
             f"the processes found different checkpoints; {folder.root} must be one folder for all of them."
         )
@@ -113,6 +113,7 @@ def start_accelerator(trainer: TrainerConfig) -> Accelerator:
     """
     precision = "fp16" if trainer.use_amp else trainer.mixed_precision  # None: what accelerate was launched with
     accelerator = command_line.start_accelerator(timeout=EXCHANGE_TIMEOUT, mixed_precision=precision)
+    processes.gather(None)  # makes the group of CPUs while no process is busy with something long
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         # accelerate would silently run in float32.
         raise InputError("mixed precision fp16 does not work on a CPU; it must be bf16 or no there.")

@@ -7,7 +7,7 @@ from PIL import Image
 
 from patch_based_ddpm import Config, command_line, processes, train
 from patch_based_ddpm.signals import SignalRequest, Stopped
-from support.commands import launch, write_config
+from support.commands import TIME_LIMIT, launch_line, running, write_config
 from support.runs import make_trainer
 
 
@@ -73,10 +73,10 @@ def check_two_processes(folder):
 def test_two_processes(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys, pathlib, test_processes\ntest_processes.check_two_processes(pathlib.Path(sys.argv[1]))"
+        "import pathlib, sys, test_processes\ntest_processes.check_two_processes(pathlib.Path(sys.argv[1]))"
     )
-    done = launch(script, processes=2, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    with running(launch_line(script, tmp_path, processes=2), tmp_path) as launcher:
+        assert launcher.wait(TIME_LIMIT) == 0, (tmp_path / "err").read_text()
     assert len(list(tmp_path.glob("process * is done"))) == 2
     with Image.open(tmp_path / "run" / "sampled" / "0.png") as picture:
         assert len({picture.crop((x, y, x + 16, y + 16)).tobytes() for x, y in ((2, 2), (20, 2), (2, 20))}) == 3

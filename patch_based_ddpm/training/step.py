@@ -6,7 +6,7 @@ Shapes: `b` images of a micro-batch, `n` patches in the pass, `c` channels, `H W
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,23 +131,18 @@ class TrainingStep:
             exchange = micro_step == accumulate - 1 and done == patches
             with contextlib.nullcontext() if exchange else self.accelerator.no_sync(self.diffusion.unet):
                 chunk = self.diffusion.patch_losses(batch)  # (n,)
-                with self._exchange(x_0) if exchange else contextlib.nullcontext():
+                try:
                     self.accelerator.backward(chunk.sum() / (patches * accumulate))
+                except torch.OutOfMemoryError as error:
+                    if not exchange or self.accelerator.num_processes == 1:
+                        raise
+                    raise InputError(  # the other processes are in this exchange, too, and would not repeat it
+                        f"the device of process {self.accelerator.process_index} ran out of memory while gradients "
+                        f"were exchanged, with {self._patches_a_pass(x_0)} patches in a pass; set "
+                        "trainer.patch_batch_size to less."
+                    ) from error
             losses.append(chunk.detach())
         return reduce(torch.cat(losses), "(s b) -> s", "mean", b=len(x_0))
-
-    @contextlib.contextmanager
-    def _exchange(self, x_0: Tensor) -> Iterator[None]:
-        """Around the backward pass in which processes exchange gradients, which one of them cannot repeat alone."""
-        try:
-            yield
-        except torch.OutOfMemoryError as error:
-            if self.accelerator.num_processes == 1:
-                raise
-            raise InputError(
-                f"the device of process {self.accelerator.process_index} ran out of memory while gradients were "
-                f"exchanged, with {self._patches_a_pass(x_0)} patches in a pass; set trainer.patch_batch_size to less."
-            ) from error
 
     def _clip(self) -> Tensor:
         """Clip the gradient if the config says so; returns its norm before clipping."""
