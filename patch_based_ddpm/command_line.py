@@ -14,12 +14,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
+from patch_based_ddpm import processes
 from patch_based_ddpm.errors import InputError
 
 USAGE_ERROR = 2
 COUNT_LIMIT, BYTES_LIMIT = 2**32, 2**63  # upper bounds of flags
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PATIENCE = timedelta(days=1)  # with which processes wait for each other
 BYTE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -84,13 +84,16 @@ def allow_tf32() -> None:
         torch.set_float32_matmul_precision("high")
 
 
-def start_accelerator(**options: Any) -> Accelerator:
-    """This process among the others, patient with those that have more to draw or a file to write."""
+def start_accelerator(timeout: timedelta = processes.LONG_WAIT, **options: Any) -> Accelerator:
+    """Join the processes of this command.
+
+    Args:
+        timeout: of the accelerator's collectives; long by default, as some processes have more images than others.
+        options: of `Accelerator`.
+    """
     allow_tf32()
-    patient = InitProcessGroupKwargs(timeout=PATIENCE)
-    return Accelerator(
-        kwargs_handlers=[patient, DistributedDataParallelKwargs(gradient_as_bucket_view=True)], **options
-    )
+    handlers = [InitProcessGroupKwargs(timeout=timeout), DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+    return Accelerator(kwargs_handlers=handlers, **options)
 
 
 def compile_mode(device: torch.device) -> str | None:

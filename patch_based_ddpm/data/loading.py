@@ -5,9 +5,9 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
+from patch_based_ddpm import processes
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.data import cache, dataset
 from patch_based_ddpm.data.sources import Source
@@ -31,7 +31,7 @@ def prepare_pixels(config: Config, accelerator: Accelerator, source: Source, cac
             built = cache.build(cache_path, images, on_bad_image=trainer.on_bad_image, num_workers=num_workers)
         except InputError as error:
             built = error
-    (built,) = broadcast_object_list([built])
+    built = processes.from_main(built)
     if isinstance(built, InputError):
         raise built
     if cache.open_cache(cache_path, built.stamp) != built:
