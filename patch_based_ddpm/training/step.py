@@ -6,7 +6,7 @@ Shapes: `b` images of a micro-batch, `n` patches in the pass, `c` channels, `H W
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,18 +135,24 @@ class TrainingStep:
         noise = torch.randn(x_0.shape, generator=random, device=x_0.device)  # (b, c, H, W)
 
         accumulate = self.config.gradient_accumulate_every
-        patches = self.diffusion.patch_divider**2 * len(x_0)
-        losses, done = [], 0
-        for batch in self.diffusion.training_batches(x_0, t, noise, self.config.patch_batch_size):
-            done += len(batch.target)
-            # Gradients add up locally; processes exchange them once, with the last patches of the optimizer step.
-            exchange = micro_step == accumulate - 1 and done == patches
-            with contextlib.nullcontext() if exchange else self.accelerator.no_sync(self.diffusion.unet):
-                chunk = self.diffusion.patch_losses(batch)  # (n,)
-                with self._exchange(x_0) if exchange else contextlib.nullcontext():
-                    self.accelerator.backward(chunk.sum() / (patches * accumulate))
-            losses.append(chunk.detach())
-        return reduce(torch.cat(losses), "(s b) -> s", "mean", b=len(x_0))
+        losses = self.diffusion.accumulate_gradient(
+            x_0,
+            t,
+            noise,
+            self.config.patch_batch_size,
+            micro_batches=accumulate,
+            each_pass=lambda last: self._pass(x_0, exchange=last and micro_step == accumulate - 1),
+        )
+        return reduce(torch.cat(list(losses)), "(s b) -> s", "mean", b=len(x_0))
+
+    @contextlib.contextmanager
+    def _pass(self, x_0: Tensor, exchange: bool) -> Iterator[Callable[[Tensor], None]]:
+        """Processes exchange gradients in the last pass of an optimizer step; before it, gradients add up locally."""
+        if exchange:
+            yield self._exchange(x_0)(self.accelerator.backward)
+        else:
+            with self.accelerator.no_sync(self.diffusion.unet):
+                yield self.accelerator.backward
 
     @contextlib.contextmanager
     def _exchange(self, x_0: Tensor) -> Iterator[None]:
