@@ -293,7 +293,7 @@ def test_a_step_runs_the_code_of_the_sampler_and_of_training(make_config, monkey
 
 def test_settings_take_turns(make_config, monkeypatch):
     order = []
-    monkeypatch.setitem(measure.STEPS, "training", lambda model, setting, images: order.append(setting.patches))
+    monkeypatch.setitem(measure.STEPS, "training", lambda *given: order.append(given[2].patches))
     chosen = [Setting("ours", 2, patches, "float32") for patches in (1, 3, 8)]
     taken = bench(make_config, "training").seconds(chosen, repeats=3)
     assert order == [1, 3, 8] * 4

@@ -144,11 +144,7 @@ class Level(nn.Module):
 
 
 class BaselineUNet(nn.Module):
-    """Predicts the noise (or x_0, or v) of noisy patches, as `UNet` does.
-
-    Args:
-        model: the `model` section of a config.
-    """
+    """Predicts the noise (or x_0, or v) of noisy patches, as `UNet` does."""
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()

@@ -55,16 +55,13 @@ class Setting:
 def settings(
     patch_dividers: Iterable[int], patch_batch_sizes: Sequence[int | None], dtypes: Sequence[str], images: int
 ) -> list[Setting]:
-    """The baselines, and our network in every combination.
+    """The baselines (on whole images, and for each N on all patches at once) and our network in every combination.
 
     Args:
         patch_dividers: each N.
         patch_batch_sizes: patches per pass, counted over all images; None: all.
         dtypes: see `Setting`.
         images: b.
-
-    Returns:
-        Each once: the baseline on whole images, then for each N the baseline on all patches at once and our network.
     """
     chosen = [Setting("baseline", 1, images, "float32")]
     for divider in patch_dividers:
@@ -75,42 +72,32 @@ def settings(
     return list(dict.fromkeys(chosen))
 
 
-@dataclass(frozen=True)
-class Model:
-    """A diffusion model and, where it is trained, its optimizer."""
-
-    diffusion: GaussianDiffusion
-    optimizer: torch.optim.Optimizer | None
+Model = tuple[GaussianDiffusion, torch.optim.Optimizer | None]  # the optimizer in training
 
 
-def sampling_step(model: Model, setting: Setting, images: int) -> None:
+def sampling_step(diffusion: GaussianDiffusion, _optimizer: None, setting: Setting, images: int) -> None:
     """Draw b images by the first step of ancestral sampling."""
-    diffusion = model.diffusion
     diffusion.patch_batching.limit = None
     with torch.inference_mode(), contextlib.suppress(OnePatchTooMany):
         x_T = torch.randn(images, *diffusion.image_shape, device=diffusion.alpha_bar.device)  # (b, c, H, W)
-        samplers.ddpm(
-            diffusion,
-            x_T,
-            noise=lambda: torch.randn_like(x_T),
-            steps=2,  # the last step of a sampler draws no noise, the first one does
-            patch_batch_size=setting.patches,
-            progress=lambda timesteps: timesteps[:1],
-        )
+        # Of two steps the first, as the last one draws no noise.
+        options = {"noise": lambda: torch.randn_like(x_T), "steps": 2, "progress": lambda timesteps: timesteps[:1]}
+        samplers.ddpm(diffusion, x_T, patch_batch_size=setting.patches, **options)
         if diffusion.patch_batching.limit is None:
             return
     raise torch.OutOfMemoryError  # the sampler went on with fewer patches per pass, which is another setting
 
 
-def training_step(model: Model, setting: Setting, images: int) -> None:
+def training_step(
+    diffusion: GaussianDiffusion, optimizer: torch.optim.Optimizer, setting: Setting, images: int
+) -> None:
     """Train on b random images by one optimizer step."""
-    diffusion = model.diffusion
     x_0 = torch.randn(images, *diffusion.image_shape, device=diffusion.alpha_bar.device)  # (b, c, H, W)
     t = torch.randint(diffusion.timesteps, (images,), device=x_0.device)
     autocast = torch.autocast(x_0.device.type, torch.bfloat16, enabled=setting.dtype == "bf16")
     list(diffusion.accumulate_gradient(x_0, t, torch.randn_like(x_0), setting.patches, autocast=autocast))
-    model.optimizer.step()
-    model.optimizer.zero_grad()
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 STEPS = {"sampling": sampling_step, "training": training_step}
@@ -144,10 +131,10 @@ class Benchmark:
         gc.collect()  # frees the model before
         with contextlib.suppress(torch.OutOfMemoryError):
             model = self._model(setting.network, setting.patch_divider, self._weights(setting))
-            STEPS[self.kind](model, setting, self.images)
+            STEPS[self.kind](*model, setting, self.images)
             reset_peak_memory(self.device)
-            with LiveMemory(model.diffusion, model.optimizer) as live:
-                STEPS[self.kind](model, setting, self.images)
+            with LiveMemory(*model) as live:
+                STEPS[self.kind](*model, setting, self.images)
             return asdict(live.peak()) | {"device": peak_memory(self.device)}
         return None
 
@@ -166,14 +153,14 @@ class Benchmark:
             with contextlib.suppress(torch.OutOfMemoryError):
                 model = shared(setting.network, setting.patch_divider, self._weights(setting))
                 compiled = self.compiled and setting.network == "ours"
-                models[setting] = self._compile(model) if compiled else model
+                models[setting] = self._compile(*model) if compiled else model
         seconds = {setting: [] for setting in models}
         warm_up = WARM_UP_COMPILED if self.compiled else WARM_UP
         for number in tqdm(range(warm_up + repeats), desc=self.kind, dynamic_ncols=True):
             for setting in list(seconds):
                 start = self._now()
                 try:
-                    STEPS[self.kind](models[setting], setting, self.images)
+                    STEPS[self.kind](*models[setting], setting, self.images)
                 except torch.OutOfMemoryError:
                     del models[setting], seconds[setting]
                     continue
@@ -188,15 +175,15 @@ class Benchmark:
         config, trained = self.configs[patch_divider], self.kind == "training"
         unet = NETWORKS[network](config.model).to(self.device, weights).requires_grad_(trained)
         optimizer = torch.optim.Adam(unet.parameters(), lr=config.trainer.train_lr, fused=True) if trained else None
-        return Model(GaussianDiffusion(unet, config).to(self.device), optimizer)
+        return GaussianDiffusion(unet, config).to(self.device), optimizer
 
-    def _compile(self, model: Model) -> Model:
+    def _compile(self, diffusion: GaussianDiffusion, optimizer: torch.optim.Optimizer | None) -> Model:
         """The same weights, compiled for one setting as `sample` and `train` do."""
         mode = compile_mode(self.device) if self.kind == "sampling" else None
-        unet = torch.compile(model.diffusion.unet, fullgraph=True, dynamic=False, isolate_recompiles=True, mode=mode)
-        diffusion = GaussianDiffusion(unet, model.diffusion.config).to(self.device)
-        diffusion.patch_batching = PatchBatching(padded=True)
-        return Model(diffusion, model.optimizer)
+        unet = torch.compile(diffusion.unet, fullgraph=True, dynamic=False, isolate_recompiles=True, mode=mode)
+        compiled = GaussianDiffusion(unet, diffusion.config).to(self.device)
+        compiled.patch_batching = PatchBatching(padded=True)
+        return compiled, optimizer
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -205,11 +192,7 @@ class Benchmark:
 
 
 def checkpoint_loading(config: Config, folder: Path) -> dict[str, int]:
-    """Write a checkpoint as training does and load it in a new process, to sample from it.
-
-    Args:
-        config: of the model.
-        folder: holds the checkpoint for as long.
+    """Write a checkpoint as large as those of training into a folder, and load it to sample from it.
 
     Returns:
         In bytes: `file`, its size, and `peak`, the peak host memory of loading above that of the imports.
@@ -221,7 +204,7 @@ def checkpoint_loading(config: Config, folder: Path) -> dict[str, int]:
 
 
 def _in_new_process(function: Callable[..., Any], *args: Any) -> Any:
-    """Its memory adds to the peak of no other measurement."""
+    """Run a function by itself, as the peak memory of a process never falls."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *args).result()
 

@@ -76,17 +76,13 @@ def _curve(axes: Axes, points: Sequence[tuple[int, float]], label: str, marker: 
 
 def _curves(report: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """A label and the rows over N: of the baseline, then of our network for each patch batch and dtype."""
-    yield "baseline, all patches", _rows(report, "baseline", None, "float32")
+    curves = [("baseline, all patches", "baseline", None, "float32")]
     for size in report["patch_batch_sizes"]:
         patches = "all patches" if size is None else f"{size} at a time"
-        for dtype in report["dtypes"]:
-            yield f"{patches}, {dtype}", _rows(report, "ours", size, dtype)
-
-
-def _rows(report: dict[str, Any], network: str, size: int | None, dtype: str) -> list[dict[str, Any]]:
-    found = []
-    for divider in sorted(report["patch_dividers"]):
-        total = divider**2 * report["batch_size"]
-        wanted = {"network": network, "patch_divider": divider, "patches": min(size or total, total), "dtype": dtype}
-        found += [row for row in report["settings"] if wanted.items() <= row.items()]
-    return found
+        curves += [(f"{patches}, {dtype}", "ours", size, dtype) for dtype in report["dtypes"]]
+    for label, network, size, dtype in curves:
+        totals = {divider: divider**2 * report["batch_size"] for divider in report["patch_dividers"]}
+        wanted = {(network, N, min(size or total, total), dtype) for N, total in totals.items()}
+        names = ("network", "patch_divider", "patches", "dtype")
+        rows = [row for row in report["settings"] if tuple(row[name] for name in names) in wanted]
+        yield label, sorted(rows, key=lambda row: row["patch_divider"])
