@@ -1,4 +1,4 @@
-"""Measure memory and speed beside plain networks, on this machine: `python -m patch_based_ddpm.benchmark`."""
+"""Measure memory and speed beside baseline networks, on this machine: `python -m patch_based_ddpm.benchmark`."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ import torch
 from tqdm.auto import tqdm
 
 from patch_based_ddpm import command_line
-from patch_based_ddpm.benchmarking.measure import DTYPES, STEPS, Bench, loading_speed, settings
+from patch_based_ddpm.benchmarking import measure
 from patch_based_ddpm.benchmarking.plot import save_plot
 from patch_based_ddpm.benchmarking.report import DEFINITIONS, markdown
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.data import dataset
 from patch_based_ddpm.data.loading import micro_batches, prepare_pixels
 from patch_based_ddpm.data.sources import BUILTIN_FACES, Source, open_source
-from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.errors import explain_os_error
 from patch_based_ddpm.files import write_json
 from patch_based_ddpm.training.run_folder import RunFolder
 
 PAPER_DIM = 128
-IMAGES_A_REPEAT = 256  # that the input pipeline loads between two looks at the clock
+DTYPES = ("float32", "bf16")
+IMAGES_PER_REPEAT = 256  # of the input pipeline
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -37,41 +38,43 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = torch.device(args.device)
     config = _config(args)
     configs = {N: dataclasses.replace(config, model=config.model.divided(N)) for N in (1, *args.patch_dividers)}
-    source = None if args.memory_only else _source(config)  # what is wrong with it is said before hours of measuring
-    _make_folder(args.out_dir)
+    source = None if args.memory_only else _source(config)  # before hours of measuring, as it may be missing
+    with explain_os_error(f"--out-dir {str(args.out_dir)!r} cannot be used"):
+        args.out_dir.mkdir(parents=True, exist_ok=True)
+        checkpoint_loading = measure.checkpoint_loading(configs[1], args.out_dir)
     torch.manual_seed(0)
     command_line.allow_tf32()
 
-    bench = Bench(configs=configs, images=args.batch_size, device=device, compiled=args.compile)
-    chosen = settings(args.patch_dividers, args.patch_batch_sizes, args.dtypes, args.batch_size)
+    chosen = measure.settings(args.patch_dividers, args.patch_batch_sizes, args.dtypes, args.batch_size)
     rows = {setting: {**vars(setting), "memory": {}, "seconds": {}} for setting in chosen}
-    for setting in _bar(chosen, "memory"):
-        for kind in STEPS:
-            rows[setting]["memory"][kind] = bench.memory(kind, setting)
-    for kind in () if args.memory_only else STEPS:
-        fitting = [setting for setting in chosen if rows[setting]["memory"][kind] is not None]
-        taken = bench.seconds(kind, fitting, args.repeats, lambda rounds, kind=kind: _bar(rounds, kind))
+    benchmarks = [
+        measure.Benchmark(kind, configs, args.batch_size, device, compiled=args.compile) for kind in measure.STEPS
+    ]
+    for benchmark in benchmarks:
+        for setting in tqdm(chosen, desc=f"memory of {benchmark.kind}", dynamic_ncols=True):
+            rows[setting]["memory"][benchmark.kind] = benchmark.memory(setting)
+    for benchmark in () if args.memory_only else benchmarks:
+        fitting = [setting for setting in chosen if rows[setting]["memory"][benchmark.kind] is not None]
+        seconds = benchmark.seconds(fitting, args.repeats)
         for setting in chosen:
-            rows[setting]["seconds"][kind] = taken.get(setting)
+            rows[setting]["seconds"][benchmark.kind] = seconds.get(setting)
 
     report = {
         "machine": _machine(device),
         "device": device.type,
         "config": configs[1].to_dict(),
-        "patch_dividers": args.patch_dividers,
-        "patch_batch_sizes": args.patch_batch_sizes,
-        "dtypes": args.dtypes,
-        "batch_size": args.batch_size,
+        **{name: vars(args)[name] for name in ("patch_dividers", "patch_batch_sizes", "dtypes", "batch_size")},
         "compiled": args.compile,
         "repeats": 0 if args.memory_only else args.repeats,
         "settings": list(rows.values()),
-        "loading": None if source is None else _loading(configs[1], source, args),
+        "checkpoint_loading": checkpoint_loading,
+        "data_loading": None if source is None else _data_loading(configs[1], source, args),
         "definitions": DEFINITIONS,
     }
     path = args.out_dir / "benchmark.json"
     write_json(path, report)
     print(markdown(report))
-    print(f"\nEvery figure and what it means is in {path}.")
+    print(f"\nEvery figure and its definition is in {path}.")
     picture = args.out_dir / "benchmark.png"
     if command_line.can_plot(picture):
         save_plot(report, picture)
@@ -81,40 +84,27 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_line.Parser(
         prog="patch_based_ddpm.benchmark", description="Measure memory and speed of training and sampling in patches."
     )
-    parser.add_argument("--config", metavar="FILE", help="configuration whose model and data to use")
-    parser.add_argument("--dim", type=command_line.positive_int, help=f"or the model's width (default: {PAPER_DIM})")
-    parser.add_argument(
-        "--dim-mults",
-        type=_list_of(command_line.positive_int),
-        metavar="M,M",
-        help="and the width of each level over it",
-    )
-    parser.add_argument("--image-size", type=command_line.positive_int, metavar="S", help="and the side of an image")
-    parser.add_argument(
-        "--patch-dividers",
-        type=_list_of(command_line.positive_int),
-        default=[1, 2, 4, 8],
-        metavar="N,N",
-        help="default: 1,2,4,8",
-    )
-    parser.add_argument(
+    count = command_line.positive_int
+    add = parser.add_argument
+    add("--config", metavar="FILE", help="configuration of the model and the data")
+    add("--dim", type=count, help=f"or the model's width (default: {PAPER_DIM})")
+    add("--dim-mults", type=_list_of(count), metavar="M,M", help="and the width of each level over it")
+    add("--image-size", type=count, metavar="S", help="and the side of an image")
+    add("--patch-dividers", type=_list_of(count), default=[1, 2, 4, 8], metavar="N,N", help="default: 1,2,4,8")
+    add(
         "--patch-batch-sizes",
         type=_list_of(_count_or_all),
         default=[1, None],
         metavar="K,K",
         help="patches per forward pass, counted over the batch (default: 1,all)",
     )
-    parser.add_argument(
-        "--batch-size", type=command_line.positive_int, default=1, metavar="B", help="images in a step (default: 1)"
-    )
-    parser.add_argument("--dtypes", type=_list_of(_dtype), default=list(DTYPES), help=f"default: {','.join(DTYPES)}")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    parser.add_argument(
-        "--repeats", type=command_line.positive_int, default=5, metavar="R", help="rounds of timing (default: 5)"
-    )
-    parser.add_argument("--out-dir", type=Path, default=Path("benchmark"), metavar="DIR", help="default: benchmark")
-    parser.add_argument("--memory-only", action="store_true", help="leave the timing out")
-    parser.add_argument("--compile", action="store_true", help="time our network through torch.compile")
+    add("--batch-size", type=count, default=1, metavar="B", help="images in a step (default: 1)")
+    add("--dtypes", type=_list_of(_dtype), default=list(DTYPES), help=f"default: {','.join(DTYPES)}")
+    add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    add("--repeats", type=count, default=5, metavar="R", help="rounds of timing (default: 5)")
+    add("--out-dir", type=Path, default=Path("benchmark"), metavar="DIR", help="default: benchmark")
+    add("--memory-only", action="store_true", help="leave the timing out")
+    add("--compile", action="store_true", help="time our network through torch.compile")
     args = parser.parse_args(argv)
     if args.config is not None and (args.dim, args.dim_mults, args.image_size) != (None, None, None):
         parser.error("--dim, --dim-mults and --image-size describe a model; they do not go with --config")
@@ -126,7 +116,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _list_of(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """For `type=`: values with commas between them, each once."""
+    """For `type=`: distinct values with commas between them."""
     return lambda text: list(dict.fromkeys(kind(part) for part in text.split(",")))
 
 
@@ -154,17 +144,6 @@ def _config(args: argparse.Namespace) -> Config:
     return Config.from_dict({"trainer": trainer, "model": {**model, "patch_divider": 1}})
 
 
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out-dir {str(path)!r} cannot be used: {error.strerror}.") from None
-
-
-def _bar(items: Sequence[Any], what: str) -> tqdm:
-    return tqdm(items, desc=what, dynamic_ncols=True)
-
-
 def _machine(device: torch.device) -> dict[str, Any]:
     return {
         "processor": _processor(),
@@ -178,7 +157,7 @@ def _machine(device: torch.device) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Its name; `platform` knows it on some systems only."""
+    """Its name, which `platform` has on some systems only."""
     listed = Path("/proc/cpuinfo")
     named = re.search(r"model name\s*: (.*)", listed.read_text()) if listed.exists() else None
     return named[1] if named else platform.processor() or platform.machine()
@@ -190,17 +169,17 @@ def _source(config: Config) -> Source:
     )
 
 
-def _loading(config: Config, source: Source, args: argparse.Namespace) -> dict[str, Any]:
-    """How fast the input pipeline is that would feed a training run, cache included where the config asks for one."""
+def _data_loading(config: Config, source: Source, args: argparse.Namespace) -> dict[str, Any]:
+    """The speed of the input pipeline of a training run, with its cache if the config has one."""
     trainer, model = config.trainer, config.model
     accelerator = command_line.start_accelerator(cpu=args.device == "cpu")
-    if source.size is None:  # which no cache can hold
+    if source.size is None:  # an endless source has no cache
         pixels = dataset.FittedImages(source, model.channels, *model.image_shape)
     else:
         pixels = prepare_pixels(config, accelerator, source, RunFolder(args.out_dir).image_cache)
     batches = micro_batches(config, accelerator, pixels, step=0, report_bad_images=lambda indexes: None)
-    speeds = loading_speed(batches, args.repeats, math.ceil(IMAGES_A_REPEAT / trainer.train_batch_size))
-    batches.close()  # and its workers
+    speeds = measure.loading_speed(batches, args.repeats, math.ceil(IMAGES_PER_REPEAT / trainer.train_batch_size))
+    batches.close()  # ends its workers
     return {
         "data": trainer.train_dataset_dir,
         "cached": trainer.cache_images and source.size is not None,

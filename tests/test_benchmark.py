@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import io
 import json
 import statistics
@@ -7,14 +8,16 @@ import sys
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
-from patch_based_ddpm import Config, GaussianDiffusion, UNet, benchmark
+from patch_based_ddpm import Config, GaussianDiffusion, UNet, benchmark, samplers
 from patch_based_ddpm.benchmarking import measure
-from patch_based_ddpm.benchmarking.baseline_unet import PlainUNet
-from patch_based_ddpm.benchmarking.measure import Bench, Setting
+from patch_based_ddpm.benchmarking.baseline_unet import BaselineUNet
+from patch_based_ddpm.benchmarking.measure import Benchmark, Setting
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.planning.live_memory import KINDS, MIB, LiveMemory
+from patch_based_ddpm.planning.live_memory import KIB, KINDS, MIB, LiveMemory
+from patch_based_ddpm.training.step import TrainingStep
 from support.commands import write_config
 
 IMAGES = 2
@@ -48,19 +51,19 @@ def tables(printed):
 
 
 SETTINGS = [
-    ("plain", 1, 2, "float32"),
-    ("lean", 1, 2, "float32"),
-    ("lean", 1, 2, "bf16"),
-    ("plain", 2, 8, "float32"),
-    ("lean", 2, 3, "float32"),
-    ("lean", 2, 3, "bf16"),
-    ("lean", 2, 8, "float32"),
-    ("lean", 2, 8, "bf16"),
+    ("baseline", 1, 2, "float32"),
+    ("ours", 1, 2, "float32"),
+    ("ours", 1, 2, "bf16"),
+    ("baseline", 2, 8, "float32"),
+    ("ours", 2, 3, "float32"),
+    ("ours", 2, 3, "bf16"),
+    ("ours", 2, 8, "float32"),
+    ("ours", 2, 8, "bf16"),
 ]
 TITLES = {
-    "Memory of a denoising pass, MiB:": "sampling",
+    "Memory of a sampling step, MiB:": "sampling",
     "Memory of a training step, MiB:": "training",
-    "Time of a denoising pass:": "sampling",
+    "Time of a sampling step:": "sampling",
     "Time of a training step:": "training",
 }
 
@@ -73,7 +76,7 @@ def test_every_setting_is_in_the_report_and_in_every_table(whole):
     assert names == SETTINGS
     assert list(tables(printed)) == list(TITLES)
     for rows in tables(printed).values():
-        shown = [(row["network"], int(row["N"]), row["patches a pass"], row["dtype"]) for row in rows]
+        shown = [(row["network"], int(row["N"]), row["patches per pass"], row["dtype"]) for row in rows]
         assert shown == [
             (network, N, f"all {patches}" if patches == N * N * IMAGES else str(patches), dtype)
             for network, N, patches, dtype in SETTINGS
@@ -83,42 +86,38 @@ def test_every_setting_is_in_the_report_and_in_every_table(whole):
 def model_of(network, config, N):
     sections = config.to_dict()
     config = Config.from_dict({**sections, "model": {**sections["model"], "patch_divider": N}})
-    return GaussianDiffusion(PlainUNet(config.model) if network == "plain" else UNet.from_config(config.model), config)
+    return GaussianDiffusion(measure.NETWORKS[network](config.model), config)
 
 
 @pytest.mark.parametrize("number", range(len(SETTINGS)))
-def test_memory_of_sampling_is_what_the_meter_says(whole, number):
+def test_memory_of_sampling_is_that_of_a_samplers_step(whole, number):
     network, N, patches, dtype = SETTINGS[number]
     diffusion = model_of(network, Config.load(whole[2] / "config.json"), N).requires_grad_(False)
     if dtype == "bf16":
         diffusion.unet.bfloat16()
     with LiveMemory(diffusion) as memory, torch.inference_mode():
-        x_t = torch.randn(IMAGES, 3, 16, 16)
-        diffusion.p_mean_variance(x_t, torch.randint(1000, (IMAGES,)), patch_batch_size=patches)
-    wanted = vars(memory.peak())
-    assert {name: whole[1]["settings"][number]["memory"]["sampling"][name] for name in PEAK} == wanted
+        x_T = torch.randn(IMAGES, 3, 16, 16)
+        options = {"noise": lambda: torch.randn_like(x_T), "steps": 2, "progress": lambda timesteps: timesteps[:1]}
+        samplers.ddpm(diffusion, x_T, patch_batch_size=patches, **options)
+    measured = whole[1]["settings"][number]["memory"]["sampling"]
+    assert {name: measured[name] for name in PEAK} == vars(memory.peak())
 
 
 @pytest.mark.parametrize("number", range(len(SETTINGS)))
-def test_memory_of_training_is_what_the_meter_says(whole, number):
+def test_memory_of_training_is_that_of_trainings_own_step(whole, number):
     network, N, patches, dtype = SETTINGS[number]
     diffusion = model_of(network, Config.load(whole[2] / "config.json"), N)
-    adam = torch.optim.Adam(diffusion.parameters(), fused=True)
-
-    def step():
-        x_0, t = torch.randn(IMAGES, 3, 16, 16), torch.randint(1000, (IMAGES,))
-        for batch in diffusion.training_batches(x_0, t, torch.randn(x_0.shape), patches):
-            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
-                losses = diffusion.patch_losses(batch)
-            (losses.sum() / (N * N * IMAGES)).backward()
-        adam.step()
-
-    step()
-    adam.zero_grad()
-    with LiveMemory(diffusion, adam) as memory:
-        step()
-    measured = whole[1]["settings"][number]["memory"]["training"]
-    assert {name: measured[name] for name in PEAK} == vars(memory.peak())
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16" if dtype == "bf16" else "no")
+    adam = torch.optim.Adam(diffusion.unet.parameters(), fused=True)
+    diffusion.unet, adam = accelerator.prepare(diffusion.unet, adam)
+    trainer = dataclasses.replace(diffusion.config.trainer, patch_batch_size=patches)
+    step = TrainingStep(trainer, accelerator, diffusion, adam)
+    step(0, [torch.randn(IMAGES, 3, 16, 16)])
+    with LiveMemory(diffusion, adam.optimizer) as memory:
+        step(1, [torch.randn(IMAGES, 3, 16, 16)])
+    wanted, measured = memory.peak(), whole[1]["settings"][number]["memory"]["training"]
+    for name in PEAK:
+        assert measured[name] == pytest.approx(getattr(wanted, name), abs=KIB), name
     weights = sum(parameter.numel() * 4 for parameter in diffusion.parameters())
     assert measured["gradients"] >= weights
     assert measured["optimizer"] >= 2 * weights
@@ -144,8 +143,8 @@ def test_the_printed_times_follow_from_the_raw_ones(whole):
             seconds = statistics.median(raw[names])
             assert (shown["seconds"], shown["images/s"]) == (f"{seconds:.4g}", f"{IMAGES / seconds:.4g}")
             for column, other in (
-                ("time / whole image", ("plain", 1, IMAGES, "float32")),
-                ("time / all patches", ("plain", names[1], names[1] ** 2 * IMAGES, "float32")),
+                ("time / whole image", ("baseline", 1, IMAGES, "float32")),
+                ("time / all patches", ("baseline", names[1], names[1] ** 2 * IMAGES, "float32")),
             ):
                 pairs = [own / theirs for own, theirs in zip(raw[names], raw[other], strict=True)]
                 assert shown[column] == f"{sum(pairs) / 2:.3f} ({min(pairs):.3f}-{max(pairs):.3f})"
@@ -161,9 +160,30 @@ def test_the_machine_and_the_meaning_of_figures_are_told(whole):
     assert report["config"]["model"]["dim"] == 8
 
 
+def test_loading_a_checkpoint_is_measured(whole):
+    printed, report, folder = whole
+    size, peak = (report["checkpoint_loading"][name] for name in ("file", "peak"))
+    assert f"file {size / MIB:,.1f} MiB, peak host memory {peak / MIB:,.1f} MiB." in printed
+    weights = report["settings"][0]["memory"]["training"]["weights"]
+    assert 4 * weights < size < 4 * weights + MIB  # with averaged weights and Adam's moments
+    assert not list((folder / "out").glob("tmp*"))
+
+
+def test_memory_of_loading_a_checkpoint_is_that_of_a_process_of_its_own(make_config, tmp_path):
+    """This process holds more than the loading one; at least one set of weights is loaded."""
+    config = make_config(model={"dim": 64, "dim_mults": [1, 2, 4], "resnet_block_groups": 8})
+    weights = sum(parameter.numel() * 4 for parameter in UNet.from_config(config.model).parameters())
+    held = torch.ones(4 * weights + 512 * MIB, dtype=torch.uint8)
+    loading = measure.checkpoint_loading(config, tmp_path)
+    del held
+    assert weights > 20 * MIB
+    assert 0.9 * weights < loading["peak"] < 2 * loading["file"]
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_input_pipeline_is_measured_alone(whole):
     printed, report, _ = whole
-    speeds = report["loading"]["images_per_second"]
+    speeds = report["data_loading"]["images_per_second"]
     assert len(speeds) == 2
     assert f"builtin:faces, 0 worker(s): {sum(speeds) / 2:,.1f} images/s" in printed
 
@@ -181,11 +201,12 @@ def test_the_picture_has_two_panels(whole):
     assert width == 2 * height
 
 
-def test_memory_only(tmp_path):
+def test_memory_only(tmp_path, monkeypatch):
+    unloaded(monkeypatch)
     flags = ["--dim", 8, "--dim-mults", "1,2", "--image-size", 8, "--patch-dividers", "2", "--dtypes", "float32"]
     printed, report = run(tmp_path, *flags, "--memory-only", "--device", "cpu")
     assert list(tables(printed)) == list(TITLES)[:2]
-    assert (report["loading"], report["repeats"]) == (None, 0)
+    assert (report["data_loading"], report["repeats"]) == (None, 0)
     assert [row["seconds"] for row in report["settings"]] == [{}] * 4
     assert report["config"]["trainer"]["train_dataset_dir"] == "builtin:faces"
     height, width = drawn(tmp_path / "benchmark.png")
@@ -195,10 +216,13 @@ def test_memory_only(tmp_path):
 @pytest.fixture
 def unmeasured(monkeypatch):
     """Runs take no time: every figure is the same number."""
-    monkeypatch.setattr(Bench, "memory", lambda self, kind, setting: dict.fromkeys([*PEAK, "device"], MIB))
-    monkeypatch.setattr(
-        Bench, "seconds", lambda self, kind, chosen, repeats, progress: {s: [1.0] * repeats for s in chosen}
-    )
+    monkeypatch.setattr(Benchmark, "memory", lambda self, setting: dict.fromkeys([*PEAK, "device"], MIB))
+    monkeypatch.setattr(Benchmark, "seconds", lambda self, chosen, repeats: {s: [1.0] * repeats for s in chosen})
+    unloaded(monkeypatch)
+
+
+def unloaded(monkeypatch):
+    monkeypatch.setattr(measure, "checkpoint_loading", lambda config, folder: {"file": MIB, "peak": MIB})
 
 
 def test_without_flags_it_is_the_papers_network(unmeasured, tmp_path):
@@ -206,7 +230,7 @@ def test_without_flags_it_is_the_papers_network(unmeasured, tmp_path):
     model = report["config"]["model"]
     assert (model["dim"], model["dim_mults"], model["image_size"]) == (128, [1, 2, 4, 8], 128)
     assert report["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
-    # The plain network for each N, ours twice where one patch is all there is, and else four times.
+    # The baseline for each N, ours twice where one patch is all there is, and else four times.
     assert len(report["settings"]) == 4 + 2 + 3 * 4
 
 
@@ -228,7 +252,7 @@ def test_a_cache_is_measured_where_the_config_asks_for_one(unmeasured, tmp_path)
         where = "builtin:faces" if faces else str(tmp_path / "pictures")
         path = write_config(tmp_path, train_dataset_dir=where, cache_images=cached, train_batch_size=200)
         _, report = run(tmp_path / "out", "--config", path, "--patch-dividers", 2, "--repeats", 1, "--device", "cpu")
-        loading = report["loading"]
+        loading = report["data_loading"]
         assert (loading["cached"], loading["data"], loading["batch_size"]) == (cached and not faces, where, 200)
         assert (tmp_path / "out" / "image_cache.npy").exists()
     assert not (tmp_path / "run").exists()
@@ -244,19 +268,34 @@ def test_loading_speed_by_hand(monkeypatch):
             yield torch.zeros(5, 1, 1, 1)
 
     monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
-    assert measure.loading_speed(batches(), repeats=2, batches_a_repeat=2) == [10 / (2 + 3), 10 / (4 + 5)]
+    assert measure.loading_speed(batches(), repeats=2, batches_per_repeat=2) == [10 / (2 + 3), 10 / (4 + 5)]
 
 
-def bench(make_config, compiled=False):
-    config = make_config()
-    return Bench(configs={2: config}, images=2, device=torch.device("cpu"), compiled=compiled)
+def bench(make_config, kind, compiled=False):
+    return Benchmark(kind, configs={2: make_config()}, images=2, device=torch.device("cpu"), compiled=compiled)
+
+
+@pytest.mark.parametrize(
+    ("kind", "home", "name"),
+    [("sampling", samplers, "ddpm"), ("training", GaussianDiffusion, "accumulate_gradient")],
+)
+def test_a_step_runs_the_code_of_the_sampler_and_of_training(make_config, monkeypatch, kind, home, name):
+    usual, calls = getattr(home, name), []
+
+    def recorded(*args, **options):
+        calls.append(name)
+        return usual(*args, **options)
+
+    monkeypatch.setattr(home, name, recorded)
+    assert bench(make_config, kind).memory(Setting("ours", 2, 3, "float32")) is not None
+    assert len(calls) == 2  # the first step, and the one that counts
 
 
 def test_settings_take_turns(make_config, monkeypatch):
     order = []
-    monkeypatch.setitem(measure.STEPS, "training", lambda model, setting, images: order.append(setting.patches))
-    chosen = [Setting("lean", 2, patches, "float32") for patches in (1, 3, 8)]
-    taken = bench(make_config).seconds("training", chosen, repeats=3)
+    monkeypatch.setitem(measure.STEPS, "training", lambda *given: order.append(given[2].patches))
+    chosen = [Setting("ours", 2, patches, "float32") for patches in (1, 3, 8)]
+    taken = bench(make_config, "training").seconds(chosen, repeats=3)
     assert order == [1, 3, 8] * 4
     assert [len(taken[setting]) for setting in chosen] == [3, 3, 3]
 
@@ -279,10 +318,10 @@ def test_only_our_network_is_compiled_and_sees_full_passes(make_config, monkeypa
         return Compiled(network)
 
     monkeypatch.setattr(torch, "compile", compiled)
-    chosen = [Setting("plain", 2, 8, "float32"), Setting("lean", 2, 3, "float32")]
+    chosen = [Setting("baseline", 2, 8, "float32"), Setting("ours", 2, 3, "float32")]
     for kind in ("sampling", "training"):
         sizes.clear()
-        taken = bench(make_config, compiled=True).seconds(kind, chosen, repeats=2)
+        taken = bench(make_config, kind, compiled=True).seconds(chosen, repeats=2)
         passes, uncounted = 3, 3
         assert sizes == [3] * passes * (uncounted + 2)
         assert [len(seconds) for seconds in taken.values()] == [2, 2]
@@ -290,7 +329,7 @@ def test_only_our_network_is_compiled_and_sees_full_passes(make_config, monkeypa
 
 def cramp(monkeypatch, network, room):
     """Let a network have room for `room` patches."""
-    kind = {"plain": PlainUNet, "lean": UNet}[network]
+    kind = {"baseline": BaselineUNet, "ours": UNet}[network]
     usual = kind.forward
 
     def forward(self, patches, *others):
@@ -304,22 +343,23 @@ def cramp(monkeypatch, network, room):
 @pytest.mark.parametrize("kind", ["sampling", "training"])
 def test_running_out_of_memory_is_told(make_config, monkeypatch, kind):
     """Sampling would go on with smaller passes, which is not what was to be measured."""
-    cramp(monkeypatch, "lean", room=4)
+    cramp(monkeypatch, "ours", room=4)
     warned = pytest.warns(RuntimeWarning, match="going on with 4") if kind == "sampling" else contextlib.nullcontext()
     with warned:
-        assert bench(make_config).memory(kind, Setting("lean", 2, 8, "float32")) is None
-    eight, three = Setting("lean", 2, 8, "float32"), Setting("lean", 2, 3, "float32")
+        assert bench(make_config, kind).memory(Setting("ours", 2, 8, "float32")) is None
+    eight, three = Setting("ours", 2, 8, "float32"), Setting("ours", 2, 3, "float32")
     warned = pytest.warns(RuntimeWarning, match="going on with 4") if kind == "sampling" else contextlib.nullcontext()
     with warned:
-        taken = bench(make_config).seconds(kind, [eight, three], repeats=2)
+        taken = bench(make_config, kind).seconds([eight, three], repeats=2)
     assert {setting: len(seconds) for setting, seconds in taken.items()} == {three: 2}
 
 
 @pytest.mark.filterwarnings("ignore:the device ran out of memory")
-@pytest.mark.parametrize(("network", "room"), [("plain", 0), ("plain", 1), ("plain", 4), ("lean", 4)])
+@pytest.mark.parametrize(("network", "room"), [("baseline", 0), ("baseline", 1), ("baseline", 4), ("ours", 4)])
 def test_what_does_not_fit_is_left_out_of_the_times(monkeypatch, tmp_path, network, room):
     """A baseline that does not fit is why people come: the rest is measured all the same."""
     cramp(monkeypatch, network, room)
+    unloaded(monkeypatch)
     images = 1 if room == 0 else 2  # a whole image is then a single patch, too many all the same
     flags = ["--patch-dividers", "2", "--patch-batch-sizes", "3,all", "--batch-size", images, "--repeats", 1]
     flags += ["--dtypes", "float32", "--device", "cpu"]
@@ -331,7 +371,7 @@ def test_what_does_not_fit_is_left_out_of_the_times(monkeypatch, tmp_path, netwo
             assert ("out of memory" in shown.values()) == out
             assert (row["memory"][kind] is None) == (row["seconds"][kind] is None) == out
     relative = [row["time / all patches"] for row in tables(printed)["Time of a training step:"]]
-    assert relative.count("") == (4 if room < 2 else 3 if network == "plain" else 1)
+    assert relative.count("") == (4 if room < 2 else 3 if network == "baseline" else 1)
     drawn(tmp_path / "out" / "benchmark.png")
 
 

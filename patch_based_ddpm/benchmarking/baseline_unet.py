@@ -1,8 +1,8 @@
-"""The same network written the ordinary way: what the benchmark measures against, and what the tests compare with.
+"""The network without our optimisations: the baseline of the benchmark, and a reference for tests.
 
-Layer for layer what the paper and its published code describe, with none of what `layers.py` does for memory and speed:
-feature maps lie channel by channel, attention keeps its queries, keys and values of all heads, nothing is written over,
-and the full-resolution skip that nothing reads is stored. Parameters have the names and shapes of `UNet`'s.
+Layer for layer that of the paper and its published code, without the savings of `model/layers.py`: tensors are in
+channels-first layout, attention keeps queries, keys and values of all heads, nothing is computed in place, and the
+full-resolution skip, which no layer reads, is stored. Parameters have the names and shapes of those of `UNet`.
 
 Shapes: `n` patches in the pass, `c` channels, `h w` the feature map's height and width at that level, `a` heads,
 `N` patches a side, `d` dim, `m` dim_mults.
@@ -24,8 +24,8 @@ HEAD_CHANNELS = 32
 EPS = 1e-5
 
 
-class PlainCondition(nn.Module):
-    """Timestep and position as one vector, see `unet.Condition`; not activated, each block does that for itself."""
+class Condition(nn.Module):
+    """Timestep and position as one vector, see `unet.Condition`; each block applies the activation itself."""
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
@@ -40,13 +40,13 @@ class PlainCondition(nn.Module):
         frequencies = torch.exp(torch.arange(half, device=t.device) * (-math.log(10000) / (half - 1)))
         angles = t[:, None] * frequencies[None, :]  # (n, d/2)
         sinusoids = torch.cat([torch.sin(angles), torch.cos(angles)], dim=1)  # (n, d)
-        told = [F.gelu(self.time(sinusoids.to(self.time.weight.dtype)))]
+        parts = [F.gelu(self.time(sinusoids.to(self.time.weight.dtype)))]
         if self.position is not None:
-            told.append(F.gelu(self.position(position.to(self.position.weight.dtype))))
-        return self.join(torch.cat(told, dim=1))  # (n, 4d)
+            parts.append(F.gelu(self.position(position.to(self.position.weight.dtype))))
+        return self.join(torch.cat(parts, dim=1))  # (n, 4d)
 
 
-class PlainChannelNorm(nn.Module):
+class ChannelNorm(nn.Module):
     """Layer normalisation over the channels of each pixel, from mean and variance."""
 
     def __init__(self, channels: int) -> None:
@@ -61,7 +61,7 @@ class PlainChannelNorm(nn.Module):
         return (x - mean) / (variance + EPS).sqrt() * self.gain[:, None, None] + self.bias[:, None, None]
 
 
-class PlainResBlock(nn.Module):
+class ResBlock(nn.Module):
     """Convolution, norm, modulation, SiLU; convolution, norm, SiLU; plus the input."""
 
     def __init__(self, in_channels: int, out_channels: int, condition_dim: int | None, groups: int) -> None:
@@ -85,12 +85,12 @@ class PlainResBlock(nn.Module):
         return h + self.skip(x)
 
 
-class PlainAttention(nn.Module):
+class Attention(nn.Module):
     """Softmax attention over all pairs of pixels, pre-norm and residual."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = PlainChannelNorm(channels)
+        self.norm = ChannelNorm(channels)
         self.to_qkv = nn.Conv2d(channels, 3 * HEADS * HEAD_CHANNELS, 1, bias=False)
         self.to_out = nn.Conv2d(HEADS * HEAD_CHANNELS, channels, 1)
 
@@ -112,12 +112,12 @@ class PlainAttention(nn.Module):
         return rearrange(out, "n a c (h w) -> n (a c) h w", h=x.shape[2])
 
 
-class PlainLinearAttention(PlainAttention):
+class LinearAttention(Attention):
     """Attention through a 32 x 32 summary of each head's pixels, pre-norm and residual, with an output norm."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
-        self.norm_out = PlainChannelNorm(channels)
+        self.norm_out = ChannelNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x + attention(norm(x)) for `x` (n, c, h, w)."""
@@ -129,26 +129,22 @@ class PlainLinearAttention(PlainAttention):
         return x + self.norm_out(self.to_out(self._joined(out, x)))
 
 
-class PlainLevel(nn.Module):
-    """Two residual blocks and a linear attention, and how the network goes on from them."""
+class Level(nn.Module):
+    """Two residual blocks, a linear attention, and the change of resolution after them."""
 
     def __init__(self, in_channels: int, out_channels: int, model: ModelConfig, resample: nn.Module) -> None:
         super().__init__()
-        self.block_1 = PlainResBlock(in_channels, out_channels, 4 * model.dim, model.resnet_block_groups)
-        self.block_2 = PlainResBlock(out_channels, out_channels, 4 * model.dim, model.resnet_block_groups)
-        self.attention = PlainLinearAttention(out_channels)
+        self.block_1 = ResBlock(in_channels, out_channels, 4 * model.dim, model.resnet_block_groups)
+        self.block_2 = ResBlock(out_channels, out_channels, 4 * model.dim, model.resnet_block_groups)
+        self.attention = LinearAttention(out_channels)
         self.resample = resample
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         return self.attention(self.block_2(self.block_1(x, condition), condition))
 
 
-class PlainUNet(nn.Module):
-    """Predicts the noise (or x_0, or v) of noisy patches, as `UNet` does.
-
-    Args:
-        model: the `model` section of a config.
-    """
+class BaselineUNet(nn.Module):
+    """Predicts the noise (or x_0, or v) of noisy patches, as `UNet` does."""
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
@@ -156,39 +152,29 @@ class PlainUNet(nn.Module):
         widths = [model.dim * mult for mult in model.dim_mults]
         first = model.dim // 3 * 2 if model.init_dim is None else model.init_dim
         seen = 2 * model.channels if self.global_content else model.channels
-        self.condition = PlainCondition(model)
+        self.condition = Condition(model)
         self.conv_in = nn.Conv2d(seen, first, 7, padding=3)
 
         self.encoder = nn.ModuleList()
         for before, width in zip([first, *widths], widths):
             downsample = nn.Conv2d(width, width, 4, stride=2, padding=1)
-            self.encoder.append(PlainLevel(before, width, model, downsample))
+            self.encoder.append(Level(before, width, model, downsample))
         self.encoder[-1].resample = nn.Identity()
 
-        self.middle_1 = PlainResBlock(widths[-1], widths[-1], 4 * model.dim, model.resnet_block_groups)
-        self.middle_attention = PlainAttention(widths[-1])
-        self.middle_2 = PlainResBlock(widths[-1], widths[-1], 4 * model.dim, model.resnet_block_groups)
+        self.middle_1 = ResBlock(widths[-1], widths[-1], 4 * model.dim, model.resnet_block_groups)
+        self.middle_attention = Attention(widths[-1])
+        self.middle_2 = ResBlock(widths[-1], widths[-1], 4 * model.dim, model.resnet_block_groups)
 
         self.decoder = nn.ModuleList()
         for width, after in zip(widths[:0:-1], widths[-2::-1]):
             upsample = nn.ConvTranspose2d(after, after, 4, stride=2, padding=1)
-            self.decoder.append(PlainLevel(2 * width, after, model, upsample))
+            self.decoder.append(Level(2 * width, after, model, upsample))
 
-        self.block_out = PlainResBlock(model.dim, model.dim, None, model.resnet_block_groups)
+        self.block_out = ResBlock(model.dim, model.dim, None, model.resnet_block_groups)
         self.conv_out = nn.Conv2d(model.dim, model.channels, 1)
 
     def forward(self, patches: Tensor, content: Tensor, position: Tensor, t: Tensor) -> Tensor:
-        """Denoise patches.
-
-        Args:
-            patches: (n, c, h, w) noisy patches; h and w can be halved len(dim_mults) - 1 times.
-            content: (n, c, h, w) the noisy image that each patch belongs to, average-pooled to patch size.
-            position: (n, N*N) one-hot.
-            t: (n,) int64 timesteps.
-
-        Returns:
-            (n, c, h, w), what the objective asks for.
-        """
+        """Denoise patches, with the arguments of `UNet.forward`."""
         condition = self.condition(t, position)  # (n, 4d)
         x = self.conv_in(torch.cat([patches, content], dim=1) if self.global_content else patches)
 

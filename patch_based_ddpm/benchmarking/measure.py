@@ -1,4 +1,4 @@
-"""What the benchmark measures: memory and time of a training step and of a denoising pass, beside plain networks.
+"""Measures memory and time of training steps and sampling steps, of our network and of baselines.
 
 Shapes: `b` images, `c` channels, `H W` image, `N` patches a side.
 """
@@ -8,28 +8,31 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import multiprocessing
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from patch_based_ddpm.benchmarking.baseline_unet import PlainUNet
-from patch_based_ddpm.command_line import compile_mode
+from patch_based_ddpm import checkpoint, samplers
+from patch_based_ddpm.benchmarking.baseline_unet import BaselineUNet
+from patch_based_ddpm.command_line import DTYPES, compile_mode
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.errors import OnePatchTooMany
 from patch_based_ddpm.model.diffusion import GaussianDiffusion
 from patch_based_ddpm.model.patch_batching import PatchBatching
 from patch_based_ddpm.model.unet import UNet
-from patch_based_ddpm.planning.live_memory import LiveMemory, peak_memory
+from patch_based_ddpm.planning.live_memory import LiveMemory, peak_memory, reset_peak_memory
 
-NETWORKS = {"plain": PlainUNet, "lean": UNet.from_config}
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+NETWORKS = {"baseline": BaselineUNet, "ours": UNet.from_config}
 WARM_UP, WARM_UP_COMPILED = 1, 3  # rounds that do not count; CUDA graphs are recorded in the second one
-
-Progress = Callable[[Sequence[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,10 @@ class Setting:
     """One way to run a model.
 
     Attributes:
-        network: "plain", or "lean" for ours.
+        network: "baseline" or "ours".
         patch_divider: N.
-        patches: how many share a pass, in [1, N*N*b].
-        dtype: of weights and features in sampling, of the features (mixed precision) in training.
+        patches: per pass, in [1, N*N*b].
+        dtype: "float32", or "bf16": in sampling of weights and features, in training of the features (autocast).
     """
 
     network: str
@@ -52,160 +55,135 @@ class Setting:
 def settings(
     patch_dividers: Iterable[int], patch_batch_sizes: Sequence[int | None], dtypes: Sequence[str], images: int
 ) -> list[Setting]:
-    """The baselines, and our network under every combination.
+    """The baselines (on whole images, and for each N on all patches at once) and our network in every combination.
 
     Args:
         patch_dividers: each N.
         patch_batch_sizes: patches per pass, counted over all images; None: all.
         dtypes: see `Setting`.
         images: b.
-
-    Returns:
-        Each once: the plain network on whole images, then for each N the plain network on all patches at once and ours.
     """
-    chosen = [Setting("plain", 1, images, "float32")]
+    chosen = [Setting("baseline", 1, images, "float32")]
     for divider in patch_dividers:
         total = divider**2 * images
-        chosen.append(Setting("plain", divider, total, "float32"))
+        chosen.append(Setting("baseline", divider, total, "float32"))
         for size in patch_batch_sizes:
-            chosen += [Setting("lean", divider, min(size or total, total), dtype) for dtype in dtypes]
+            chosen += [Setting("ours", divider, min(size or total, total), dtype) for dtype in dtypes]
     return list(dict.fromkeys(chosen))
 
 
-@dataclass(frozen=True)
-class Model:
-    """A diffusion model and, where it is trained, its optimizer."""
-
-    diffusion: GaussianDiffusion
-    optimizer: torch.optim.Optimizer | None
+Model = tuple[GaussianDiffusion, torch.optim.Optimizer | None]  # the optimizer in training
 
 
-def sampling_step(model: Model, setting: Setting, images: int) -> None:
-    """Denoise b random images by one step."""
-    diffusion = model.diffusion
+def sampling_step(diffusion: GaussianDiffusion, _optimizer: None, setting: Setting, images: int) -> None:
+    """Draw b images by the first step of ancestral sampling."""
     diffusion.patch_batching.limit = None
     with torch.inference_mode(), contextlib.suppress(OnePatchTooMany):
-        x_t, t = _noise_and_time(diffusion, images)
-        diffusion.p_mean_variance(x_t, t, setting.patches)
+        x_T = torch.randn(images, *diffusion.image_shape, device=diffusion.alpha_bar.device)  # (b, c, H, W)
+        # Of two steps the first, as the last one draws no noise.
+        options = {"noise": lambda: torch.randn_like(x_T), "steps": 2, "progress": lambda timesteps: timesteps[:1]}
+        samplers.ddpm(diffusion, x_T, patch_batch_size=setting.patches, **options)
         if diffusion.patch_batching.limit is None:
             return
-    raise torch.OutOfMemoryError  # if it went on, then with fewer patches, which is another setting
+    raise torch.OutOfMemoryError  # the sampler went on with fewer patches per pass, which is another setting
 
 
-def training_step(model: Model, setting: Setting, images: int) -> None:
-    """Train on b random images: the gradient of all patches, then Adam. The gradients are left to the caller."""
-    diffusion = model.diffusion
-    x_0, t = _noise_and_time(diffusion, images)
-    for batch in diffusion.training_batches(x_0, t, torch.randn_like(x_0), setting.patches):
-        with torch.autocast(x_0.device.type, torch.bfloat16, enabled=setting.dtype == "bf16"):
-            losses = diffusion.patch_losses(batch)  # (n,)
-        (losses.sum() / (setting.patch_divider**2 * images)).backward()
-    model.optimizer.step()
+def training_step(
+    diffusion: GaussianDiffusion, optimizer: torch.optim.Optimizer, setting: Setting, images: int
+) -> None:
+    """Train on b random images by one optimizer step."""
+    x_0 = torch.randn(images, *diffusion.image_shape, device=diffusion.alpha_bar.device)  # (b, c, H, W)
+    t = torch.randint(diffusion.timesteps, (images,), device=x_0.device)
+    autocast = torch.autocast(x_0.device.type, torch.bfloat16, enabled=setting.dtype == "bf16")
+    list(diffusion.accumulate_gradient(x_0, t, torch.randn_like(x_0), setting.patches, autocast=autocast))
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 STEPS = {"sampling": sampling_step, "training": training_step}
 
 
-def _noise_and_time(diffusion: GaussianDiffusion, images: int) -> tuple[Tensor, Tensor]:
-    device = diffusion.alpha_bar.device
-    x = torch.randn(images, *diffusion.image_shape, device=device)  # (b, c, H, W)
-    return x, torch.randint(diffusion.timesteps, (images,), device=device)
-
-
 @dataclass(frozen=True)
-class Bench:
+class Benchmark:
     """Measures settings of one model.
 
     Attributes:
+        kind: "sampling" or "training".
         configs: the configuration for each N.
         images: b.
-        device: where.
-        compiled: whether `seconds` compiles our network; `memory` never does, live tensors of compiled code cannot be
-            followed.
+        device: of the model.
+        compiled: whether `seconds` compiles our network; `memory` cannot see the tensors inside compiled code.
     """
 
+    kind: str
     configs: dict[int, Config]
     images: int
     device: torch.device
     compiled: bool
 
-    def memory(self, kind: str, setting: Setting) -> dict[str, int] | None:
-        """The peak of one step, the second one, so that the optimizer has its moments.
-
-        Args:
-            kind: "sampling" or "training".
-            setting: what to measure.
+    def memory(self, setting: Setting) -> dict[str, int] | None:
+        """The peak of a setting's second step; in the first one the optimizer creates its state.
 
         Returns:
-            In bytes: the fields of `live_memory.Peak`, and `device`, see `live_memory.peak_memory`; on a GPU that is
-            of this step alone. None where the device runs out of memory.
+            In bytes: the fields of `live_memory.Peak`, and `device`, see `live_memory.peak_memory`; on a GPU that of
+            this step alone. None where the device runs out of memory.
         """
-        gc.collect()  # what the model before held
+        gc.collect()  # frees the model before
         with contextlib.suppress(torch.OutOfMemoryError):
-            model = self._build(kind, setting.network, setting.patch_divider, _weights(kind, setting))
-            self._step(kind, model, setting)
-            if self.device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(self.device)
-            with LiveMemory(model.diffusion, model.optimizer) as meter:
-                self._step(kind, model, setting, clear=False)  # the meter recognises gradients when it closes
-            return asdict(meter.peak()) | {"device": peak_memory(self.device)}
+            model = self._model(setting.network, setting.patch_divider, self._weights(setting))
+            STEPS[self.kind](*model, setting, self.images)
+            reset_peak_memory(self.device)
+            with LiveMemory(*model) as live:
+                STEPS[self.kind](*model, setting, self.images)
+            return asdict(live.peak()) | {"device": peak_memory(self.device)}
         return None
 
-    def seconds(
-        self, kind: str, chosen: Sequence[Setting], repeats: int, progress: Progress = iter
-    ) -> dict[Setting, list[float]]:
-        """Time one step of each setting in turn, round after round, so that all see the machine in the same mood.
+    def seconds(self, chosen: Sequence[Setting], repeats: int) -> dict[Setting, list[float]]:
+        """Time one step of each setting per round; interleaved, so that machine load affects all settings alike.
 
         Args:
-            kind: "sampling" or "training".
-            chosen: what to time.
+            chosen: the settings.
             repeats: rounds that count, after those that warm up.
-            progress: wraps the list of rounds, to show how far it is.
 
         Returns:
-            The seconds of each setting in each round. Those that find no room beside the others are not among them.
+            The seconds of each setting in each round, without settings that do not fit into memory beside the others.
         """
-        build = functools.cache(functools.partial(self._build, kind))
-        models, taken = {}, {setting: [] for setting in chosen}
+        models, shared = {}, functools.cache(self._model)
         for setting in chosen:
             with contextlib.suppress(torch.OutOfMemoryError):
-                model = build(setting.network, setting.patch_divider, _weights(kind, setting))
-                compiled = self.compiled and setting.network == "lean"
-                models[setting] = self._compile(kind, model) if compiled else model
+                model = shared(setting.network, setting.patch_divider, self._weights(setting))
+                compiled = self.compiled and setting.network == "ours"
+                models[setting] = self._compile(*model) if compiled else model
+        seconds = {setting: [] for setting in models}
         warm_up = WARM_UP_COMPILED if self.compiled else WARM_UP
-        for number in progress(range(warm_up + repeats)):
-            for setting, model in list(models.items()):
+        for number in tqdm(range(warm_up + repeats), desc=self.kind, dynamic_ncols=True):
+            for setting in list(seconds):
                 start = self._now()
                 try:
-                    self._step(kind, model, setting)
+                    STEPS[self.kind](*models[setting], setting, self.images)
                 except torch.OutOfMemoryError:
-                    del models[setting]
+                    del models[setting], seconds[setting]
                     continue
                 if number >= warm_up:
-                    taken[setting].append(self._now() - start)
-        return {setting: taken[setting] for setting in models}
+                    seconds[setting].append(self._now() - start)
+        return seconds
 
-    def _build(self, kind: str, network: str, patch_divider: int, dtype: str) -> Model:
-        config = self.configs[patch_divider]
-        unet = NETWORKS[network](config.model).to(self.device, DTYPES[dtype])
-        optimizer = None
-        if kind == "training":
-            optimizer = torch.optim.Adam(unet.parameters(), lr=config.trainer.train_lr, fused=True)
-        unet.requires_grad_(kind == "training")
-        return Model(GaussianDiffusion(unet, config).to(self.device), optimizer)
+    def _weights(self, setting: Setting) -> torch.dtype:
+        return DTYPES[setting.dtype] if self.kind == "sampling" else torch.float32
 
-    def _compile(self, kind: str, model: Model) -> Model:
+    def _model(self, network: str, patch_divider: int, weights: torch.dtype) -> Model:
+        config, trained = self.configs[patch_divider], self.kind == "training"
+        unet = NETWORKS[network](config.model).to(self.device, weights).requires_grad_(trained)
+        optimizer = torch.optim.Adam(unet.parameters(), lr=config.trainer.train_lr, fused=True) if trained else None
+        return GaussianDiffusion(unet, config).to(self.device), optimizer
+
+    def _compile(self, diffusion: GaussianDiffusion, optimizer: torch.optim.Optimizer | None) -> Model:
         """The same weights, compiled for one setting as `sample` and `train` do."""
-        mode = compile_mode(self.device) if kind == "sampling" else None
-        unet = torch.compile(model.diffusion.unet, fullgraph=True, dynamic=False, isolate_recompiles=True, mode=mode)
-        diffusion = GaussianDiffusion(unet, model.diffusion.config).to(self.device)
-        diffusion.patch_batching = PatchBatching(padded=True)
-        return Model(diffusion, model.optimizer)
-
-    def _step(self, kind: str, model: Model, setting: Setting, clear: bool = True) -> None:
-        STEPS[kind](model, setting, self.images)
-        if clear and model.optimizer is not None:
-            model.optimizer.zero_grad()
+        mode = compile_mode(self.device) if self.kind == "sampling" else None
+        unet = torch.compile(diffusion.unet, fullgraph=True, dynamic=False, isolate_recompiles=True, mode=mode)
+        compiled = GaussianDiffusion(unet, diffusion.config).to(self.device)
+        compiled.patch_batching = PatchBatching(padded=True)
+        return compiled, optimizer
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -213,15 +191,44 @@ class Bench:
         return time.perf_counter()
 
 
-def _weights(kind: str, setting: Setting) -> str:
-    return setting.dtype if kind == "sampling" else "float32"
+def checkpoint_loading(config: Config, folder: Path) -> dict[str, int]:
+    """Write a checkpoint as large as those of training into a folder, and load it to sample from it.
+
+    Returns:
+        In bytes: `file`, its size, and `peak`, the peak host memory of loading above that of the imports.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        path = Path(temporary) / "model.pt"
+        _in_new_process(_write_checkpoint, config, path)
+        return {"file": path.stat().st_size, "peak": _in_new_process(_peak_of_loading, path)}
 
 
-def loading_speed(batches: Iterator[Tensor], repeats: int, batches_a_repeat: int) -> list[float]:
-    """Images per second of a stream of batches (b, c, H, W), in each repeat; as many batches before them warm up."""
+def _in_new_process(function: Callable[..., Any], *args: Any) -> Any:
+    """Run a function by itself, as the peak memory of a process never falls."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def _write_checkpoint(config: Config, path: Path) -> None:
+    weights = UNet.from_config(config.model).state_dict()
+    copies = [{name: values.clone() for name, values in weights.items()} for _ in range(3)]
+    moments = dict(zip(("exp_avg", "exp_avg_sq"), copies[1:]))
+    contents = {"config": config.to_dict(), "step": 0, "model": weights, "ema": copies[0], "optimizer": moments}
+    checkpoint.save(path, contents)
+
+
+def _peak_of_loading(path: Path) -> int:
+    host = torch.device("cpu")
+    before = peak_memory(host)
+    checkpoint.load_diffusion(path)
+    return peak_memory(host) - before
+
+
+def loading_speed(batches: Iterator[Tensor], repeats: int, batches_per_repeat: int) -> list[float]:
+    """Images per second of a stream of batches (b, c, H, W), in each repeat; one more repeat before them warms up."""
     speeds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        images = sum(len(next(batches)) for _ in range(batches_a_repeat))
+        images = sum(len(next(batches)) for _ in range(batches_per_repeat))
         speeds.append(images / (time.perf_counter() - start))
     return speeds[1:]

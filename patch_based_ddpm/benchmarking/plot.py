@@ -1,8 +1,8 @@
-"""The benchmark's figures as a picture, the one thing that matplotlib is needed for."""
+"""The benchmark's figures as a picture; only this needs matplotlib."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 COLOURS = {"sampling": "tab:blue", "training": "tab:red"}
 MARKERS = "xosD^vP*<>phd"
-INCHES = (7.0, 7.0)  # of each panel
+PANEL_INCHES = 7.0
 
 
 def save_plot(report: dict[str, Any], path: Path) -> None:
@@ -28,7 +28,7 @@ def save_plot(report: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     panels = [_draw_memory, _draw_time] if report["repeats"] else [_draw_memory]
-    figure = Figure(figsize=(INCHES[0] * len(panels), INCHES[1]), layout="constrained")
+    figure = Figure(figsize=(PANEL_INCHES * len(panels), PANEL_INCHES), layout="constrained")
     for axes, draw in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         draw(axes, report)
         axes.set_xscale("log", base=2)
@@ -45,50 +45,44 @@ def save_plot(report: dict[str, Any], path: Path) -> None:
 def _draw_memory(axes: Axes, report: dict[str, Any]) -> None:
     whole = baseline(report, report["settings"][0], "whole image")
     for kind, colour in COLOURS.items():
-        if (held := whole["memory"][kind]) is not None:
-            line = held["activations"] / MIB
-            axes.axhline(line, color=colour, linestyle="--", label=f"{kind}, plain network, whole image")
+        if (peak := whole["memory"][kind]) is not None:
+            label = f"{kind}, baseline, whole image"
+            axes.axhline(peak["activations"] / MIB, color=colour, linestyle="--", label=label)
         for marker, (label, rows) in zip(cycle(MARKERS), _curves(report)):
-            fitting = [row for row in rows if row["memory"][kind] is not None]
-            heights = [row["memory"][kind]["activations"] / MIB for row in fitting]
-            _curve(axes, fitting, heights, f"{kind}, {label}", marker, colour)
-    axes.set_ylabel("activations at their peak, MiB")
+            points = [
+                (row["patch_divider"], peak["activations"] / MIB)
+                for row in rows
+                if (peak := row["memory"][kind]) is not None
+            ]
+            _curve(axes, points, f"{kind}, {label}", marker, colour)
+    axes.set_ylabel("peak activations, MiB")
 
 
 def _draw_time(axes: Axes, report: dict[str, Any]) -> None:
-    axes.axhline(1, color="black", linestyle="--", label="plain network, whole image")
+    axes.axhline(1, color="black", linestyle="--", label="baseline, whole image")
     for kind, colour in COLOURS.items():
         for marker, (label, rows) in zip(cycle(MARKERS), _curves(report)):
-            pairs = [(row, relative_time(report, row, kind, "whole image")) for row in rows]
-            fitting, times = [row for row, time in pairs if time], [time for _, time in pairs if time]
-            _curve(axes, fitting, [middle for middle, _, _ in times], f"{kind}, {label}", marker, colour)
-            axes.vlines(
-                [row["patch_divider"] for row in fitting],
-                [least for _, least, _ in times],
-                [most for _, _, most in times],
-                color=colour,
-                alpha=0.4,
-            )
-    axes.set_ylabel("time per image / plain network on whole images")
+            ratios = [(row["patch_divider"], relative_time(report, row, kind, "whole image")) for row in rows]
+            ratios = [(divider, *ratio) for divider, ratio in ratios if ratio is not None]
+            _curve(axes, [(divider, median) for divider, median, _, _ in ratios], f"{kind}, {label}", marker, colour)
+            for divider, _, least, most in ratios:
+                axes.vlines(divider, least, most, color=colour, alpha=0.4)
+    axes.set_ylabel("time per image / baseline on whole images")
 
 
-def _curve(axes: Axes, rows: list[dict[str, Any]], heights: list[float], label: str, marker: str, colour: str) -> None:
-    axes.plot([row["patch_divider"] for row in rows], heights, marker=marker, color=colour, label=label)
+def _curve(axes: Axes, points: Sequence[tuple[int, float]], label: str, marker: str, colour: str) -> None:
+    axes.plot([x for x, _ in points], [y for _, y in points], marker=marker, color=colour, label=label)
 
 
 def _curves(report: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A label and the rows over N: of the plain network, then of ours for each patches a pass and dtype asked for."""
-    yield "plain network, all patches", _rows(report, "plain", None, "float32")
+    """A label and the rows over N: of the baseline, then of our network for each patch batch and dtype."""
+    curves = [("baseline, all patches", "baseline", None, "float32")]
     for size in report["patch_batch_sizes"]:
         patches = "all patches" if size is None else f"{size} at a time"
-        for dtype in report["dtypes"]:
-            yield f"{patches}, {dtype}", _rows(report, "lean", size, dtype)
-
-
-def _rows(report: dict[str, Any], network: str, size: int | None, dtype: str) -> list[dict[str, Any]]:
-    found = []
-    for divider in sorted(report["patch_dividers"]):
-        total = divider**2 * report["batch_size"]
-        wanted = {"network": network, "patch_divider": divider, "patches": min(size or total, total), "dtype": dtype}
-        found += [row for row in report["settings"] if wanted.items() <= row.items()]
-    return found
+        curves += [(f"{patches}, {dtype}", "ours", size, dtype) for dtype in report["dtypes"]]
+    for label, network, size, dtype in curves:
+        totals = {divider: divider**2 * report["batch_size"] for divider in report["patch_dividers"]}
+        wanted = {(network, N, min(size or total, total), dtype) for N, total in totals.items()}
+        names = ("network", "patch_divider", "patches", "dtype")
+        rows = [row for row in report["settings"] if tuple(row[name] for name in names) in wanted]
+        yield label, sorted(rows, key=lambda row: row["patch_divider"])

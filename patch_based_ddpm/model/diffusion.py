@@ -9,7 +9,8 @@ Shapes: `b` images, `n` patches in the pass, `c` channels, `H W` image, `h w` pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -228,6 +229,41 @@ class GaussianDiffusion(nn.Module):
         loss = LOSSES[self.config.diffusion.loss_type]
         prediction = self._denoise(batch.inputs)[: len(batch.target)]
         return reduce(loss(prediction, batch.target, reduction="none"), "n c h w -> n", "mean")
+
+    def accumulate_gradient(
+        self,
+        x_0: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        patch_batch_size: int | None,
+        *,
+        micro_batches: int = 1,
+        autocast: AbstractContextManager = nullcontext(),  # noqa: B008 - it has no state
+        each_pass: Callable[[bool], AbstractContextManager[Callable[[Tensor], None]]] | None = None,
+    ) -> Iterator[Tensor]:
+        """Add the gradient of `loss` to that of the parameters, a few patches at a time.
+
+        Args:
+            x_0: (b, c, H, W) in [-1, 1].
+            t: (b,) int64 in [0, T).
+            noise: (b, c, H, W) standard normal.
+            patch_batch_size: see `predict`.
+            micro_batches: how many batches of images share an optimizer step; each gradient is divided by it.
+            autocast: opened around each forward pass.
+            each_pass: given whether a pass is the last one, returns the context for its forward and backward pass,
+                which yields the function that runs the backward pass; None: `Tensor.backward`.
+
+        Yields:
+            After each pass, the loss of each of its patches, (n,), detached.
+        """
+        patches, done = self._patches_of(x_0), 0
+        for batch in self.training_batches(x_0, t, noise, patch_batch_size):
+            done += len(batch.target)
+            with nullcontext(Tensor.backward) if each_pass is None else each_pass(done == patches) as backward:
+                with autocast:
+                    losses = self.patch_losses(batch)  # (n,)
+                backward(losses.sum() / (patches * micro_batches))
+            yield losses.detach()
 
     def loss(self, x_0: Tensor, t: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """The training loss, the mean over all pixels of the whole images, all patches at once.

@@ -1,12 +1,11 @@
-"""What training and sampling will hold at most, found by running them on fake tensors: shapes without values.
+"""Predicts the peak memory of training and sampling, by running their code on fake tensors: shapes without values.
 
-The real code runs, on no data and without a GPU, so the prediction is a count and not a formula. Passes of
-the same size hold the same, so two of them stand for all.
+No data and no GPU are needed. Passes of one size need the same memory, so only the first ones run.
 """
 
 from __future__ import annotations
 
-import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -15,35 +14,44 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from patch_based_ddpm import samplers
+from patch_based_ddpm.command_line import DTYPES
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.model.diffusion import GaussianDiffusion
+from patch_based_ddpm.model.patch_batching import PatchBatching
 from patch_based_ddpm.planning.live_memory import MIB, LiveMemory, Peak
 from patch_based_ddpm.samplers import SAMPLERS, SamplerConfig
 
-ENOUGH = 2  # passes after which nothing new is held
-# sampling steps after which no sampler keeps more of what it predicted
-ENOUGH_STEPS = 1 + max(order for sampler in SAMPLERS.values() for order in (1, *sampler.orders))
+PASSES = 2  # forward-backward or forward passes after which the peak is reached
+# Sampling steps after which every sampler keeps as many predictions as it ever does.
+STEPS = 1 + max(order for sampler in SAMPLERS.values() for order in (1, *sampler.orders))
 
 
-class _FewPasses(nn.Module):
-    """Runs a network for the first passes of one sampling step, and else makes up the shape of its answer."""
+class _FirstPasses(PatchBatching):
+    """Leaves out the passes between the first ones and the end of the patches."""
 
-    def __init__(self, unet: nn.Module) -> None:
-        super().__init__()
-        self.unet = unet
-        self.left = 0
+    def size(self, total: int, requested: int | None) -> int:
+        self.patches = super().size(total, requested)
+        return max(self.patches, math.ceil(total / PASSES))
 
-    def steps(self, steps: list[int]) -> Iterator[int]:
-        """The first of the sampling steps; the network runs in the last of them."""
-        *before, last = steps[:ENOUGH_STEPS]
+    def indices(self, start: int, size: int, total: int, device: torch.device) -> Tensor:
+        return super().indices(start, self.patches, total, device)
+
+
+class _LastStep(GaussianDiffusion):
+    """Runs the network in the last sampling step; before it, a prediction is an empty tensor."""
+
+    runs = False
+
+    def steps(self, timesteps: list[int]) -> Iterator[int]:
+        """The first timesteps."""
+        *before, last = timesteps[:STEPS]
         yield from before
-        self.left = ENOUGH
+        self.runs = True
         yield last
 
-    def forward(self, patches: Tensor, *inputs: Tensor) -> Tensor:
-        self.left -= 1
-        return self.unet(patches, *inputs) if self.left >= 0 else torch.empty_like(patches)
+    def predict(self, x_t: Tensor, t: Tensor, patch_batch_size: int | None = None) -> Tensor:
+        return super().predict(x_t, t, patch_batch_size) if self.runs else torch.empty_like(x_t)
 
 
 def sampling_peak(
@@ -54,7 +62,7 @@ def sampling_peak(
     dtype: torch.dtype = torch.float32,
     sampler: SamplerConfig = SamplerConfig(),  # noqa: B008 - frozen
 ) -> Peak:
-    """Predict the peak of drawing images.
+    """Predict the peak of sampling.
 
     Args:
         config: `model` and `diffusion` are read.
@@ -64,17 +72,17 @@ def sampling_peak(
         sampler: one of higher order holds earlier predictions of the images.
     """
     with FakeTensorMode(), torch.inference_mode():
-        diffusion = GaussianDiffusion.from_config(config)
+        diffusion = _LastStep.from_config(config)
+        diffusion.patch_batching = _FirstPasses()
         for parameter in diffusion.parameters():
             parameter.data = parameter.data.to(dtype)
-        diffusion.unet = _FewPasses(diffusion.unet)
         with LiveMemory(diffusion) as memory:
             samplers.draw(
                 diffusion,
                 range(batch_size),
-                sampler=replace(sampler, spacing="trailing"),  # chosen without the values that fake tensors lack
+                sampler=replace(sampler, spacing="trailing"),  # needs no values, which fake tensors lack
                 patch_batch_size=patch_batch_size,
-                progress=diffusion.unet.steps,
+                progress=diffusion.steps,
             )
     return memory.peak()
 
@@ -82,17 +90,15 @@ def sampling_peak(
 def training_peak(
     config: Config, *, batch_size: int, patch_batch_size: int | None, precision: str = "no", processes: int = 1
 ) -> Peak:
-    """Predict the peak of an optimizer step, once the optimizer has its moments; the averaged weights count too.
+    """Predict the peak of an optimizer step after the first, when Adam has its moments; averaged weights included.
 
     Args:
         config: `model`, `diffusion`, `trainer.gradient_accumulate_every` and `trainer.recompute_activations` are read.
         batch_size: images of a micro-batch.
         patch_batch_size: patches per forward-backward pass; None: all.
         precision: "no", "bf16" or "fp16", of the activations.
-        processes: that train together; the gradients of several stay, in the buckets in which they are exchanged.
+        processes: of the run; several keep their gradients, in the buckets in which they exchange them.
     """
-    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    autocast = torch.autocast("cpu", dtypes[precision]) if precision in dtypes else contextlib.nullcontext()
     with FakeTensorMode():
         diffusion = GaussianDiffusion.from_config(config)
         diffusion.unet.recompute = config.trainer.recompute_activations
@@ -100,23 +106,21 @@ def training_peak(
         optimizer = torch.optim.Adam(diffusion.parameters(), fused=True)
         for parameter in diffusion.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()  # makes the moments
+        optimizer.step()  # creates the moments
         if config.trainer.gradient_accumulate_every == 1 and processes == 1:
-            optimizer.zero_grad()  # else there are gradients already when the last micro-batch begins
+            optimizer.zero_grad()  # otherwise the last micro-batch begins with gradients
         with LiveMemory(nn.ModuleList([diffusion, averaged]), optimizer) as memory:
             x_0 = torch.zeros(batch_size, *diffusion.image_shape)
             t = torch.zeros(batch_size, dtype=torch.int64)
-            batches = diffusion.training_batches(x_0, t, torch.zeros_like(x_0), patch_batch_size)
-            for _, batch in zip(range(ENOUGH), batches):
-                with autocast:
-                    loss = diffusion.patch_losses(batch).sum()
-                loss.backward()
+            autocast = torch.autocast("cpu", DTYPES.get(precision), enabled=precision in DTYPES)
+            passes = diffusion.accumulate_gradient(x_0, t, torch.zeros_like(x_0), patch_batch_size, autocast=autocast)
+            _losses = [losses for _, losses in zip(range(PASSES), passes)]
             optimizer.step()
     return memory.peak()
 
 
 def sentence(patch_batch_size: int, patches: int, peak: Peak, max_memory: int) -> str:
-    """What was picked, for the user."""
+    """The choice of `largest_patch_batch`, for the user."""
     return (
         f"Within {max_memory / MIB:,.1f} MiB, {patch_batch_size} of {patches} patches share a pass: "
         f"{peak.total / MIB:,.1f} MiB of tensors, {peak.activations / MIB:,.1f} of them activations."
@@ -127,15 +131,15 @@ def largest_patch_batch(peak_of: Callable[[int], Peak], patches: int, max_memory
     """Find the largest patch batch whose peak fits.
 
     Args:
-        peak_of: the peak of a patch batch; grows with it, nearly along a line.
-        patches: of all images together, the most that can share a pass.
+        peak_of: returns the peak of a patch batch; grows with it, nearly linearly.
+        patches: the most that can share a pass.
         max_memory: bytes.
 
     Returns:
-        The patch batch, in [1, patches], and its peak.
+        Its size, in [1, patches], and its peak.
 
     Raises:
-        InputError: not even one patch at a time fits; the message says what would.
+        InputError: one patch at a time does not fit; the message says how much memory it needs.
     """
     least, most = peak_of(1), peak_of(patches)
     if least.total > max_memory:

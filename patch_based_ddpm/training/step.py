@@ -6,7 +6,8 @@ Shapes: `b` images of a micro-batch, `n` patches in the pass, `c` channels, `H W
 """
 
 import contextlib
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,26 +124,35 @@ class TrainingStep:
         noise = torch.randn(x_0.shape, generator=random, device=x_0.device)  # (b, c, H, W)
 
         accumulate = self.config.gradient_accumulate_every
-        patches = self.diffusion.patch_divider**2 * len(x_0)
-        losses, done = [], 0
-        for batch in self.diffusion.training_batches(x_0, t, noise, self.config.patch_batch_size):
-            done += len(batch.target)
-            # Gradients add up locally; processes exchange them once, with the last patches of the optimizer step.
-            exchange = micro_step == accumulate - 1 and done == patches
-            with contextlib.nullcontext() if exchange else self.accelerator.no_sync(self.diffusion.unet):
-                chunk = self.diffusion.patch_losses(batch)  # (n,)
-                try:
-                    self.accelerator.backward(chunk.sum() / (patches * accumulate))
-                except torch.OutOfMemoryError as error:
-                    if not exchange or self.accelerator.num_processes == 1:
-                        raise
-                    raise InputError(  # the other processes are in this exchange, too, and would not repeat it
-                        f"the device of process {self.accelerator.process_index} ran out of memory while gradients "
-                        f"were exchanged, with {self._patches_a_pass(x_0)} patches in a pass; set "
-                        "trainer.patch_batch_size to less."
-                    ) from error
-            losses.append(chunk.detach())
-        return reduce(torch.cat(losses), "(s b) -> s", "mean", b=len(x_0))
+        losses = self.diffusion.accumulate_gradient(
+            x_0,
+            t,
+            noise,
+            self.config.patch_batch_size,
+            micro_batches=accumulate,
+            each_pass=lambda last: self._pass(x_0, exchange=last and micro_step == accumulate - 1),
+        )
+        return reduce(torch.cat(list(losses)), "(s b) -> s", "mean", b=len(x_0))
+
+    @contextlib.contextmanager
+    def _pass(self, x_0: Tensor, exchange: bool) -> Iterator[Callable[[Tensor], None]]:
+        """Gradients add up locally; processes exchange them in the last pass of an optimizer step."""
+        if exchange:
+            yield functools.partial(self._exchange, x_0)
+        else:
+            with self.accelerator.no_sync(self.diffusion.unet):
+                yield self.accelerator.backward
+
+    def _exchange(self, x_0: Tensor, loss: Tensor) -> None:
+        try:
+            self.accelerator.backward(loss)
+        except torch.OutOfMemoryError as error:
+            if self.accelerator.num_processes == 1:
+                raise
+            raise InputError(  # the other processes take part in the exchange and would not repeat it
+                f"the device of process {self.accelerator.process_index} ran out of memory while gradients were "
+                f"exchanged, with {self._patches_a_pass(x_0)} patches in a pass; set trainer.patch_batch_size to less."
+            ) from error
 
     def _clip(self) -> Tensor:
         """Clip the gradient if the config says so; returns its norm before clipping."""

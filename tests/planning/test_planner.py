@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from patch_based_ddpm import Config, GaussianDiffusion, UNet, samplers
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.planning import planner
-from patch_based_ddpm.planning.live_memory import KINDS, MIB, LiveMemory, Peak
+from patch_based_ddpm.planning.live_memory import KIB, KINDS, MIB, LiveMemory, Peak
 from patch_based_ddpm.training.step import TrainingStep
 
 
@@ -57,55 +57,84 @@ def test_what_a_sampler_keeps_is_predicted(sampler, options):
     assert predicted.activations == pytest.approx(memory.peak().activations, rel=0.05)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+def training_step(config, precision="no"):
+    """The step that training takes, after its first one."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True, mixed_precision=precision)
+    unet = UNet.from_config(config.model)
+    unet.recompute = config.trainer.recompute_activations
+    unet, optimizer = accelerator.prepare(unet, torch.optim.Adam(unet.parameters(), fused=True))
+    step = TrainingStep(config.trainer, accelerator, GaussianDiffusion(unet, config), optimizer)
+    step(0, micro_batches(config))
+    return step
+
+
+def micro_batches(config):
+    return [torch.zeros(2, 3, 32, 32)] * config.trainer.gradient_accumulate_every
+
+
+@pytest.mark.parametrize(("precision", "recompute"), [("no", False), ("bf16", False), ("bf16", True)])
 @pytest.mark.parametrize(
     ("N", "size", "halo", "accumulate"),
     [
         (1, None, 0, 1),
         (1, None, 0, 3),
         (2, 1, 0, 1),
-        (2, 3, 0, 1),
         (2, 3, 4, 1),
         (4, 5, 0, 2),
         (4, 1, 2, 1),
         (4, None, 0, 1),
-        (4, None, 0, 2),
     ],
 )
 def test_training_is_predicted(N, size, halo, accumulate, precision, recompute):
-    """Against the step that training takes; its averaged weights are added by hand."""
+    """Against training's own step, whose averaged weights are added by hand; only losses of later passes are missed."""
     given = {"patch_batch_size": size, "recompute_activations": recompute, "gradient_accumulate_every": accumulate}
     config = small(N, halo, **given)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(cpu=True, mixed_precision=precision)
-    unet = UNet.from_config(config.model)
-    unet.recompute = recompute
-    unet, optimizer = accelerator.prepare(unet, torch.optim.Adam(unet.parameters(), fused=True))
-    step = TrainingStep(config.trainer, accelerator, GaussianDiffusion(unet, config), optimizer)
-    step(0, [torch.zeros(2, 3, 32, 32)] * accumulate)
-    with LiveMemory(step.diffusion, optimizer.optimizer) as memory:
-        step(1, [torch.zeros(2, 3, 32, 32)] * accumulate)
+    step = training_step(config, precision)
+    with LiveMemory(step.diffusion, step.optimizer.optimizer) as memory:
+        step(1, micro_batches(config))
     measured = memory.peak()
     predicted = planner.training_peak(config, batch_size=2, patch_batch_size=size, precision=precision)
-    averaged = sum(p.numel() * 4 for p in unet.parameters())
-    assert predicted.weights - averaged == pytest.approx(measured.weights, rel=0.05)
-    assert predicted.total - averaged == pytest.approx(measured.total, rel=0.05)
-    for kind in ("gradients", "optimizer", "activations"):
-        assert getattr(predicted, kind) == pytest.approx(getattr(measured, kind), rel=0.05), kind
+    averaged = sum(p.numel() * 4 for p in step.diffusion.parameters())
+    buffers = sum(b.numel() * 4 for b in step.diffusion.buffers())
+    assert predicted.weights == measured.weights + averaged
+    assert (predicted.gradients, predicted.optimizer) == (measured.gradients, measured.optimizer)
+    assert predicted.activations == pytest.approx(measured.activations, abs=KIB)
+    assert predicted.total == pytest.approx(measured.total + averaged + buffers, abs=KIB)
+
+
+def test_training_and_its_prediction_run_the_same_code(monkeypatch):
+    """A tensor that the gradient's computation keeps is counted in both."""
+    config = small(1)
+    accumulate = GaussianDiffusion.accumulate_gradient
+
+    def wasteful(*args, **options):
+        kept = torch.zeros(MIB // 4)
+        yield from accumulate(*args, **options)
+        del kept
+
+    activations = []
+    for _ in range(2):
+        step = training_step(config)
+        with LiveMemory(step.diffusion, step.optimizer.optimizer) as memory:
+            step(1, micro_batches(config))
+        predicted = planner.training_peak(config, batch_size=2, patch_batch_size=None)
+        activations.append([memory.peak().activations, predicted.activations])
+        monkeypatch.setattr(GaussianDiffusion, "accumulate_gradient", wasteful)
+    assert [more - usual for usual, more in zip(*activations, strict=True)] == [MIB, MIB]
 
 
 @pytest.mark.parametrize(
     ("N", "size", "sampling", "training"),
     [
-        (1, None, 1_335_100, 6_525_668),
-        (2, 1, 395_080, 1_722_608),
-        (4, 1, 157_048, 513_696),
-        (4, None, 1_635_880, 7_654_416),
+        (1, None, 1_335_100, 6_525_672),
+        (2, 1, 395_080, 1_722_616),
+        (4, 1, 157_048, 513_704),
+        (4, None, 1_635_880, 7_654_480),
     ],
 )
 def test_activations_to_the_byte(N, size, sampling, training):
-    """What changes these figures changes what users can afford: on purpose, or not at all."""
+    """A change of these figures changes the size of model that fits: it must be on purpose."""
     one = {"batch_size": 1, "patch_batch_size": size}
     assert planner.sampling_peak(small(N), **one).activations == sampling
     assert planner.training_peak(small(N), **one).activations == training
