@@ -64,7 +64,7 @@ class TrainerConfig:
     preview_count: NonNegative = key(36, "Images in each preview. 0: no previews.")
     preview_sampler: Text = key("ddpm", "Sampler of the previews, one of those of `sample --sampler`.")
     preview_steps: Positive | None = key(
-        None, "Sampling steps of a preview, at most `diffusion.timesteps`. null: all, or 20 with `dpm-solver++`."
+        None, "Sampling steps of a preview, at most `diffusion.timesteps`. null: the sampler's default."
     )
     preview_eta: StrictFloat = key(
         0.0,
@@ -73,8 +73,8 @@ class TrainerConfig:
         ge=0,
         le=1,
     )
-    preview_order: Annotated[StrictInt, Field(ge=1, le=3)] | None = key(
-        None, "Order of `dpm-solver++` in previews; null with the other samplers. null: 2."
+    preview_order: Positive | None = key(
+        None, "Order of the previews' sampler, for `dpm-solver++` 1, 2 or 3. null: its default."
     )
 
 

@@ -212,8 +212,6 @@ def test_wrong_types(kind, key):
         ("dim_mults", [], "a list of 1 to 16 values"),
         ("image_size", [8], "or a list of 2 values, each a whole number"),
         ("halo", 10**9, "to 65536"),
-        ("preview_sampler", "euler", 'one of "ddpm", "ddim", "dpm-solver++"'),
-        ("preview_order", 4, "from 1 to 3 or null"),
         *((key, "", "non-empty text") for key in ("train_dataset_dir", "log_dir")),
         *((key, "a\0b", "text without NUL characters") for key in KINDS["text"].replace("?", "").split()),
         ("loss_type", "L1", 'one of "l1", "l2", "huber"'),

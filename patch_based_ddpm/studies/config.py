@@ -112,7 +112,10 @@ class StudyConfig(ConfigFile):
                 f"{list(study.patch_dividers)}, because models with a halo or without conditioning use it."
             )
         for sampler, steps in ((study.sampler, study.steps), *study.sampler_steps):
-            SamplerConfig(name=sampler, steps=steps).resolve(self.diffusion.timesteps)
+            try:
+                SamplerConfig(name=sampler, steps=steps).resolve(self.diffusion.timesteps)
+            except InputError as error:
+                raise InputError(f"section study: {error}") from None
         sliced_wasserstein.levels(*self.model.image_shape)
         self.models()  # builds, and thereby checks, the configuration of each
 
