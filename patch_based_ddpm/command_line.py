@@ -1,4 +1,4 @@
-"""What the commands share: flags in both spellings, errors as one sentence, and how they meet their other processes."""
+"""Shared by the commands: the argument parser, types of flags, errors as one sentence, the accelerator."""
 
 import argparse
 import re
@@ -14,12 +14,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
+from patch_based_ddpm import processes
 from patch_based_ddpm.errors import InputError
 
 USAGE_ERROR = 2
-COUNT_LIMIT, BYTES_LIMIT = 2**32, 2**63  # beyond what any computer can be asked for
+COUNT_LIMIT, BYTES_LIMIT = 2**32, 2**63  # upper bounds of flags
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PATIENCE = timedelta(days=1)  # with which processes wait for each other
 BYTE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -79,27 +79,30 @@ def _whole_number(text: str, least: int) -> int:
 
 
 def allow_tf32() -> None:
-    """Let a GPU multiply float32 matrices in TensorFloat-32, as PyTorch's convolutions have it anyway."""
+    """Use TensorFloat-32 for float32 matrix products on a GPU; PyTorch's convolutions use it by default."""
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
 
 
-def start_accelerator(**options: Any) -> Accelerator:
-    """This process among the others, patient with those that have more to draw or a file to write."""
+def start_accelerator(timeout: timedelta = processes.LONG_WAIT, **options: Any) -> Accelerator:
+    """Join the processes of this command.
+
+    Args:
+        timeout: of the accelerator's collectives; long by default, as some processes have more images than others.
+        options: of `Accelerator`.
+    """
     allow_tf32()
-    patient = InitProcessGroupKwargs(timeout=PATIENCE)
-    return Accelerator(
-        kwargs_handlers=[patient, DistributedDataParallelKwargs(gradient_as_bucket_view=True)], **options
-    )
+    handlers = [InitProcessGroupKwargs(timeout=timeout), DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+    return Accelerator(kwargs_handlers=handlers, **options)
 
 
 def compile_mode(device: torch.device) -> str | None:
-    """How torch.compile makes a network fast that draws: on a GPU as CUDA graphs, which want passes of one shape."""
+    """The torch.compile mode for sampling: CUDA graphs on a GPU, which need passes of one shape."""
     return "reduce-overhead" if device.type == "cuda" else None
 
 
 def can_plot(picture: Path) -> bool:
-    """Whether matplotlib is there to draw a picture; says so where it is not."""
+    """Whether matplotlib is installed; prints how to install it if not."""
     if find_spec("matplotlib") is None:
         print(f'{picture} needs matplotlib, which `pipenv install --categories "packages benchmark"` installs.')
         return False
@@ -107,7 +110,7 @@ def can_plot(picture: Path) -> bool:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command: what the user can mend ends it with one sentence, anything else with its traceback."""
+    """Run a command. An `InputError` ends it with its sentence and status 2; a bug keeps its traceback."""
     try:
         main()
     except InputError as error:

@@ -1,7 +1,7 @@
-"""Everything random is a function of named integers: a seed, what the draw is for, and where in the run it happens.
+"""Random generators seeded by a tuple of integers: the seed, the purpose of the draw, and its place in the run.
 
-Nothing is drawn from a global generator. So a resumed run repeats the uninterrupted one, and what is drawn does not
-depend on how many processes or workers there are.
+Nothing is drawn from a global generator. So a resumed run repeats the uninterrupted one, and draws do not depend on the
+number of processes or workers.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Purpose(IntEnum):
-    """What a draw is for: the name after the seed, so that two kinds of draws never share their numbers."""
+    """The purpose of a draw, the integer after the seed: it keeps the random numbers of two purposes apart."""
 
     SHUFFLE = 1
     FLIP = 2
@@ -24,13 +24,13 @@ class Purpose(IntEnum):
 
 
 def generator(*names: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator whose numbers depend on the given integers alone, in their order.
+    """A generator that depends on the given integers and their order alone.
 
-    PyTorch's CPU generator keeps 32 bits of a seed, so among 100 000 differently named ones about one pair is equal.
+    PyTorch's CPU generator keeps 32 bits of a seed, so among 100,000 different tuples about one pair collides.
 
     Args:
         names: integers in [0, 2^64), for example `(seed, Purpose.FLIP, epoch, index)`.
-        device: where the generator draws; the same names give other numbers on another kind of device.
+        device: of the generator. Other kinds of devices draw other numbers from the same names.
 
     Returns:
         A freshly seeded generator.
@@ -41,22 +41,21 @@ def generator(*names: int, device: torch.device | str = "cpu") -> torch.Generato
     for name in names:
         if not isinstance(name, (int, np.integer)) or not 0 <= name < 2**64:
             raise ValueError(f"a generator's name is {name!r}; it must be an integer in [0, 2^64).")
-    # SeedSequence takes (1, 2) and (1, 2, 0) for the same, and 2^32 for (0, 1): words of one width and their count
-    # in front keep them apart.
+    # SeedSequence equates (1, 2) with (1, 2, 0), and 2^32 with (0, 1). Words of one width after their count differ.
     words = [len(names), *(int(name) >> shift & 0xFFFFFFFF for name in names for shift in (0, 32))]
     seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
     return torch.Generator(device).manual_seed(seed)
 
 
 class ImageNoise:
-    """Standard normal noise in which each image's part depends on that image's seed alone.
+    """Standard normal noise; each image's part depends on that image's seed alone.
 
-    It is drawn on the CPU, so that a seed means the same on every device.
+    It is drawn on the CPU, so that a seed gives the same noise on every device.
 
     Args:
         seeds: one per image, in [0, 2^64); the low 32 bits count.
         shape: (c, H, W).
-        device: where the noise goes.
+        device: of the returned noise.
     """
 
     def __init__(self, seeds: Iterable[int], shape: tuple[int, int, int], device: torch.device | str) -> None:
@@ -65,8 +64,8 @@ class ImageNoise:
         self.device = device
 
     def __call__(self) -> Tensor:
-        """Draw the next (b, c, H, W) float32: x_T first, then what each step asks for."""
+        """Draw the next (b, c, H, W) float32: first x_T, then the noise of each step."""
         noise = torch.stack([torch.randn(self.shape, generator=g) for g in self.generators])
         if torch.device(self.device).type == "cuda":
-            noise = noise.pin_memory()  # so that the copy waits for the GPU's work before it, and nobody for the copy
+            noise = noise.pin_memory()  # lets the copy run asynchronously
         return noise.to(self.device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Signals to a run: SIGTERM and SIGINT end it after the step it is in, SIGUSR1 saves and lets it go on."""
+"""Signals to a training run: SIGTERM and SIGINT stop it after the current step, SIGUSR1 saves a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,46 +8,40 @@ import signal
 from collections.abc import Iterator
 from enum import IntEnum
 from types import FrameType
-from typing import TYPE_CHECKING
 
-import torch
+from patch_based_ddpm import processes
 
-from patch_based_ddpm.command_line import PATIENCE
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-HEEDED = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+HANDLED = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 REQUEUE_STATUS = 75  # EX_TEMPFAIL of sysexits.h: not done, try again
 LAUNCHER_VARIABLE = "ACCELERATE_MIXED_PRECISION"  # `accelerate launch` sets it for every process it starts
 
 
-class Wish(IntEnum):
-    """What a run is asked to do after a step; of two wishes the greater one counts."""
+class SignalRequest(IntEnum):
+    """What a run is asked to do after a step, the strongest request last."""
 
-    NOTHING = 0
+    NONE = 0
     SAVE = 1
     STOP = 2
 
 
 class Stopped(Exception):  # noqa: N818 - no error, and no ValueError
-    """The run was asked to end before its last step; the message says by what."""
+    """The run was asked to end before its last step; the message names the cause."""
 
 
 def outlive_signals(_: int) -> None:
-    """For processes that load images: signals to all processes reach them, too, but the step needs its images.
+    """Worker initialisation of a data loader: ignore signals to the whole process group, as the step needs its images.
 
-    They outlive one SIGTERM only, because a training process that ends sends more, and waits for them.
+    Only the first SIGTERM is ignored, because a training process ends its workers with SIGTERM and waits for them.
     """
-    for number in HEEDED:
+    for number in HANDLED:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 @contextlib.contextmanager
 def ignored_by_children() -> Iterator[None]:
-    """A process started in this block ignores the signals that a run heeds."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in HEEDED}
+    """Processes started in this block ignore the signals that a run handles."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in HANDLED}
     try:
         yield
     finally:
@@ -55,27 +49,24 @@ def ignored_by_children() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class SignalWatch:
-    """While open, keeps what signals ask for until the run has time for it; a second SIGINT stops at once.
+class SignalHandler:
+    """While open, records signals until the run asks for them; a second SIGINT raises `KeyboardInterrupt` at once.
 
-    A launcher that has ended asks to stop, too: it would leave a run behind that nobody waits for.
+    The end of `accelerate launch` counts as a request to stop, since nobody would wait for the run any more.
 
     Args:
-        accelerator: this process among those that have to agree.
+        is_main_process: whether this process answers SIGINT on the terminal.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self._accelerator = accelerator
-        self._wish = Wish.NOTHING
-        self._reason = ""
+    def __init__(self, is_main_process: bool) -> None:
+        self._is_main_process = is_main_process
+        self._save = False
+        self._cause = ""
         self._interrupted = False
         self._launcher = os.getppid() if LAUNCHER_VARIABLE in os.environ else None
 
-    def __enter__(self) -> SignalWatch:
-        self._before = {number: signal.signal(number, self._receive) for number in HEEDED}
-        # Wishes travel between the processes' CPUs, so that no GPU is waited for.
-        several = self._accelerator.num_processes > 1
-        self._group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE) if several else None
+    def __enter__(self) -> SignalHandler:
+        self._before = {number: signal.signal(number, self._receive) for number in HANDLED}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -84,49 +75,37 @@ class SignalWatch:
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         if number not in (signal.SIGTERM, signal.SIGINT):
-            self._wish = max(self._wish, Wish.SAVE)
+            self._save = True
             return
         if number == signal.SIGINT and self._interrupted:
             raise KeyboardInterrupt
-        self._ask_to_stop(signal.Signals(number).name)
+        self._cause = self._cause or signal.Signals(number).name
         if number == signal.SIGINT:
             self._interrupted = True
-            if self._accelerator.is_main_process:  # print could be what the signal interrupted
+            if self._is_main_process:  # print is not safe here: the signal may have interrupted it
                 os.write(2, b"\nFinishing the step and saving; interrupt again to stop at once.\n")
 
-    def _ask_to_stop(self, reason: str) -> None:
-        self._wish = Wish.STOP
-        self._reason = self._reason or reason
+    @property
+    def cause(self) -> str:
+        """What asked the run to stop."""
+        return self._own_cause() or "a signal to another process"
 
-    def _own_wish(self) -> Wish:
-        if self._launcher is not None and os.getppid() != self._launcher:
-            self._ask_to_stop("the end of its launcher")
-        return self._wish
+    def _own_cause(self) -> str:
+        if not self._cause and self._launcher is not None and os.getppid() != self._launcher:
+            self._cause = "the end of its launcher"
+        return self._cause
 
-    def agreed(self) -> Wish:
-        """The greatest wish of all processes, which ask for it together; a wish to save is thereby granted."""
-        wish = self._own_wish()
-        if wish is Wish.SAVE:
-            self._wish = Wish.NOTHING
-        if self._group is None:
-            return wish
-        greatest = torch.tensor(int(wish))
-        torch.distributed.all_reduce(greatest, torch.distributed.ReduceOp.MAX, self._group)
-        return Wish(int(greatest))
+    def requested(self) -> SignalRequest:
+        """Collective: the strongest request of any process. A request to save is returned once, one to stop always."""
+        request = SignalRequest.SAVE if self._save else SignalRequest.NONE
+        self._save = False
+        return SignalRequest(processes.maximum(SignalRequest.STOP if self._own_cause() else request))
 
-    def stop(self) -> None:
-        """End the run.
+    def stop_if_requested(self) -> None:
+        """Collective, for times when nothing is unsaved; a request to save stays pending.
 
         Raises:
-            Stopped: always.
+            Stopped: a process was asked to stop.
         """
-        raise Stopped(self._reason or "another of its processes")
-
-    def check(self) -> None:
-        """End the run where this process alone was asked to; for times when nothing is unsaved.
-
-        Raises:
-            Stopped: it was.
-        """
-        if self._own_wish() is Wish.STOP:
-            self.stop()
+        if processes.maximum(bool(self._own_cause())):
+            raise Stopped(self.cause)

@@ -2,29 +2,38 @@
 
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
-from patch_based_ddpm import command_line
+from patch_based_ddpm import command_line, processes
 from patch_based_ddpm.config import Config, TrainerConfig
 from patch_based_ddpm.data.sources import Source, open_source
-from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.errors import InputError, explain_os_error
 from patch_based_ddpm.planning import planner
 from patch_based_ddpm.signals import REQUEUE_STATUS, Stopped
+from patch_based_ddpm.training.previews import check_preview
 from patch_based_ddpm.training.run_folder import RunFolder
 from patch_based_ddpm.training.trainer import Trainer
+
+EXCHANGE_TIMEOUT = timedelta(minutes=30)  # of gradients; long enough for a process that compiles, or builds an index
+FROM_SCRATCH = (0, 1)  # with which the published implementation's --restart_step starts a new run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with the given arguments, or with the process's own."""
     args = _parser().parse_args(argv)
     config = Config.load(args.config)
+    check_preview(config)
     folder = RunFolder(Path(config.trainer.log_dir))
     accelerator = start_accelerator(config.trainer)
-    resume = folder.checkpoint(args.restart_step) if args.restart_step is not None else args.resume
+    resume = args.resume
+    if args.restart_step is not None:
+        resume = folder.checkpoint(args.restart_step)
+        if args.restart_step in FROM_SCRATCH and not resume.exists():
+            resume = None
     candidates = [] if resume is None else folder.candidates(str(resume))
     if resume is None and folder.steps() and not args.dry_run:
         raise InputError(
@@ -36,11 +45,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"trainer.log_dir {str(folder.root)!r} lies in train_dataset_dir; its previews would become training "
             "images."
         )
-    height, width = config.model.image_shape
-    cache = None if args.dry_run else folder.root
     if not args.dry_run:
         folder.create()
-    source = open_source(config.trainer.train_dataset_dir, height, width, config.trainer.seed, cache)
+    cache = None if args.dry_run else folder.root
+    source = open_source(config.trainer.train_dataset_dir, *config.model.image_shape, config.trainer.seed, cache)
     if config.trainer.cache_images and source.size is None:
         raise InputError(
             f"trainer.cache_images is true, but {config.trainer.train_dataset_dir} draws images without end, which no "
@@ -49,10 +57,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     limit = None if args.max_memory is None else _largest_patch_batch(config, accelerator, args.max_memory)
     trainer = Trainer(config, accelerator, source, folder)
     if limit is not None:
-        trainer.limit_passes(limit)
+        trainer.limit_patch_batch(limit)
     if candidates:
         trainer.resume(*candidates)
-    if len(set(gather_object([trainer.step]))) > 1:
+    if len(set(processes.gather(trainer.step))) > 1:
         raise InputError(
             f"the processes found different checkpoints; {folder.root} must be one folder for all of them."
         )
@@ -72,15 +80,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _begin(config: Config, folder: RunFolder, step: int) -> None:
-    """Write down what is going to run, and clear away what an earlier one left undone."""
-    try:
+    """Write config.json, and remove what an earlier run left behind after the step that this one starts from."""
+    with explain_os_error(f"trainer.log_dir {str(folder.root)!r} cannot be written to"):
         config.save(folder.config)
         if step == 0:
             folder.wandb_id.unlink(missing_ok=True)  # of a run that never saved
-        folder.forget_metrics_after(step)
+        folder.remove_metrics_after(step)
         folder.remove_unfinished()
-    except OSError as error:
-        raise InputError(f"trainer.log_dir {str(folder.root)!r} cannot be written to: {error.strerror}.") from None
 
 
 def _parser() -> command_line.Parser:
@@ -88,10 +94,13 @@ def _parser() -> command_line.Parser:
     parser.add_argument("--config", required=True, metavar="FILE", help="JSON configuration")
     start = parser.add_mutually_exclusive_group()
     start.add_argument(
-        "--resume", metavar="latest|PATH", help="continue from a checkpoint; latest starts anew where there is none"
+        "--resume", metavar="latest|PATH", help="continue from a checkpoint; latest starts a new run if there is none"
     )
     start.add_argument(
-        "--restart-step", type=command_line.non_negative_int, metavar="N", help="continue from checkpoints/model-N.pt"
+        "--restart-step",
+        type=command_line.non_negative_int,
+        metavar="N",
+        help="continue from checkpoints/model-N.pt; without that file, 0 and 1 start a new run",
     )
     command_line.add_max_memory(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop; writes nothing")
@@ -99,22 +108,22 @@ def _parser() -> command_line.Parser:
 
 
 def start_accelerator(trainer: TrainerConfig) -> Accelerator:
-    """This process among the others, in the precision of the run.
+    """Join the processes of this run, in its precision.
 
     Raises:
-        InputError: the device does not know this precision.
+        InputError: the device does not support this precision.
     """
     precision = "fp16" if trainer.use_amp else trainer.mixed_precision  # None: what accelerate was launched with
-    log_with = "wandb" if trainer.wandb_enabled else None
-    accelerator = command_line.start_accelerator(mixed_precision=precision, log_with=log_with)
+    accelerator = command_line.start_accelerator(timeout=EXCHANGE_TIMEOUT, mixed_precision=precision)
+    processes.gather(None)  # makes the group of CPUs while no process is busy with something long
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        # accelerate would run in float32 and say nothing.
+        # accelerate would silently run in float32.
         raise InputError("mixed precision fp16 does not work on a CPU; it must be bf16 or no there.")
     return accelerator
 
 
 def _largest_patch_batch(config: Config, accelerator: Accelerator, max_memory: int) -> int:
-    """How many patches may share a pass; says so."""
+    """Find and print how many patches of a pass fit into the memory."""
     images = config.trainer.train_batch_size
     patches = config.model.patch_divider**2 * images
     size, peak = planner.largest_patch_batch(
@@ -133,7 +142,7 @@ def _largest_patch_batch(config: Config, accelerator: Accelerator, max_memory: i
 
 
 def _plan(config: Config, trainer: Trainer, source: Source, folder: RunFolder) -> str:
-    """What is going to happen, in a few lines."""
+    """The plan of the run, in a few lines."""
     steps = config.trainer.train_num_steps
     images = max(0, steps - trainer.step) * trainer.images_per_step
     size = "endless" if source.size is None else f"{source.size:,} images"

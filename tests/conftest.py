@@ -11,7 +11,7 @@ torch.set_num_threads(1)
 
 
 def pytest_addoption(parser):
-    parser.addoption("--kills", type=int, default=10, help="how often test_survival kills a run (default: 10)")
+    parser.addoption("--kills", type=int, default=4, help="how often test_survival kills a run (default: 4)")
 
 
 @pytest.fixture(autouse=True)

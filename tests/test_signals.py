@@ -5,16 +5,21 @@ import sys
 import time
 
 import pytest
-import torch
-from accelerate import Accelerator
 
-from patch_based_ddpm.signals import LAUNCHER_VARIABLE, SignalWatch, Stopped, Wish, ignored_by_children
+from patch_based_ddpm import processes
+from patch_based_ddpm.signals import (
+    LAUNCHER_VARIABLE,
+    SignalHandler,
+    SignalRequest,
+    Stopped,
+    ignored_by_children,
+)
 
 
 @pytest.fixture
-def watch():
-    with SignalWatch(Accelerator(cpu=True)) as watch:
-        yield watch
+def handler():
+    with SignalHandler(is_main_process=True) as handler:
+        yield handler
 
 
 def send(*numbers):
@@ -23,24 +28,24 @@ def send(*numbers):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_wish_to_stop_stays(watch, number):
-    watch.check()
+def test_a_request_to_stop_stays(handler, number):
+    handler.stop_if_requested()
     send(number)
-    assert watch.agreed() is Wish.STOP
+    assert handler.requested() is SignalRequest.STOP
     send(signal.SIGUSR1)
-    assert watch.agreed() is Wish.STOP
+    assert handler.requested() is SignalRequest.STOP
     with pytest.raises(Stopped, match=f"^{number.name}$"):
-        watch.check()
+        handler.stop_if_requested()
 
 
-def test_a_wish_to_save_is_granted_once(watch):
-    assert watch.agreed() is Wish.NOTHING
+def test_a_request_to_save_is_returned_once(handler):
+    assert handler.requested() is SignalRequest.NONE
     send(signal.SIGUSR1, signal.SIGUSR1)
-    watch.check()
-    assert [watch.agreed() for _ in range(2)] == [Wish.SAVE, Wish.NOTHING]
+    handler.stop_if_requested()
+    assert [handler.requested() for _ in range(2)] == [SignalRequest.SAVE, SignalRequest.NONE]
 
 
-def test_a_second_interrupt_stops_at_once(watch, capfd):
+def test_a_second_interrupt_stops_at_once(handler, capfd):
     send(signal.SIGINT)
     assert "interrupt again to stop at once" in capfd.readouterr().err
     send(signal.SIGTERM)
@@ -48,38 +53,49 @@ def test_a_second_interrupt_stops_at_once(watch, capfd):
         send(signal.SIGINT)
 
 
-def test_signals_mean_what_they_did_afterwards():
+def test_another_process_may_be_the_one_that_was_signalled(handler, monkeypatch):
+    """Two processes; the other one reports `theirs`. Real ones are tested in test_processes."""
+    theirs = SignalRequest.SAVE
+    monkeypatch.setattr(processes, "maximum", lambda ours: max(ours, theirs))
+    assert handler.requested() is SignalRequest.SAVE
+    theirs = SignalRequest.STOP
+    assert handler.requested() is SignalRequest.STOP
+    with pytest.raises(Stopped, match=r"^a signal to another process$"):
+        handler.stop_if_requested()
+
+
+def test_the_handlers_before_are_restored():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
-    with SignalWatch(Accelerator(cpu=True)):
+    with SignalHandler(is_main_process=True):
         assert signal.getsignal(signal.SIGTERM) not in before
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)] == before
 
 
-@pytest.mark.parametrize(("launched", "wish"), [(True, Wish.STOP), (False, Wish.NOTHING)])
-def test_the_end_of_the_launcher_is_a_wish_to_stop(monkeypatch, launched, wish):
+@pytest.mark.parametrize(("launched", "wanted"), [(True, SignalRequest.STOP), (False, SignalRequest.NONE)])
+def test_the_end_of_the_launcher_is_a_request_to_stop(monkeypatch, launched, wanted):
     """A process started by hand may well outlive the shell that started it."""
     monkeypatch.delenv(LAUNCHER_VARIABLE, raising=False)
     if launched:
         monkeypatch.setenv(LAUNCHER_VARIABLE, "no")
-    with SignalWatch(Accelerator(cpu=True)) as watch:
-        assert watch.agreed() is Wish.NOTHING
+    with SignalHandler(is_main_process=True) as handler:
+        assert handler.requested() is SignalRequest.NONE
         monkeypatch.setattr(os, "getppid", lambda: 1)
-        assert watch.agreed() is wish
+        assert handler.requested() is wanted
 
 
-def test_what_children_ignore_is_heeded_here():
-    with SignalWatch(Accelerator(cpu=True)) as watch:
+def test_signals_that_children_ignore_are_handled_here():
+    with SignalHandler(is_main_process=True) as handler:
         with ignored_by_children():
             assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
         send(signal.SIGTERM)
-        assert watch.agreed() is Wish.STOP
+        assert handler.requested() is SignalRequest.STOP
 
 
 WORKERS = """
 import os, signal, sys, time
 import torch
-from patch_based_ddpm.data import FittedImages, ShuffledStream, TrainingImages, loader
-from patch_based_ddpm.sources import open_source
+from patch_based_ddpm.data.dataset import FittedImages, ShuffledStream, TrainingImages, loader
+from patch_based_ddpm.data.sources import open_source
 
 if __name__ == "__main__":
     pixels = FittedImages(open_source("builtin:faces", 16, 16, 0, None), 3, 16, 16)
@@ -121,14 +137,3 @@ def test_processes_that_load_images_outlive_the_signals_of_their_group(tmp_path)
         assert process.returncode == 0
     finally:
         process.kill()
-
-
-def test_processes_agree_on_the_greatest_wish(monkeypatch):
-    """With one process there is nobody to ask; two are tested as whole commands."""
-
-    def refuse(*_):
-        raise AssertionError("a single process waits for nobody")
-
-    monkeypatch.setattr(torch.distributed, "all_reduce", refuse)
-    with SignalWatch(Accelerator(cpu=True)) as watch:
-        assert watch.agreed() is Wish.NOTHING

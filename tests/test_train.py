@@ -2,55 +2,39 @@ import json
 
 import pytest
 import torch
-from PIL import Image
 
-from patch_based_ddpm import Config, GaussianDiffusion, checkpoint
+from patch_based_ddpm import Config, GaussianDiffusion, checkpoint, sample
 from patch_based_ddpm import train as command
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.planning import planner
-from support.commands import launch_line, metrics, running, sample, train, wait_until, write_config
-from support.runs import assert_same, timeless
-
-
-def mixed_images(folder):
-    """Images of different sizes, kinds and modes in nested folders, one of them corrupt."""
-    (folder / "more" / "deep").mkdir(parents=True)
-    Image.linear_gradient("L").resize((40, 30)).save(folder / "grey.png")
-    Image.radial_gradient("L").convert("RGB").resize((64, 48)).save(folder / "colour.JPG")
-    Image.effect_mandelbrot((50, 50), (-2, -1.5, 1, 1.5), 50).convert("P").save(folder / "palette.png")
-    Image.merge("RGBA", [Image.linear_gradient("L").resize((33, 70))] * 4).save(folder / "more" / "alpha.webp")
-    Image.radial_gradient("L").convert("CMYK").resize((20, 90)).save(folder / "more" / "ink.tiff")
-    Image.linear_gradient("L").resize((25, 25)).convert("I;16").save(folder / "more" / "deep" / "sixteen.png")
-    Image.linear_gradient("L").rotate(90).convert("RGB").save(folder / "more" / "deep" / "plain.bmp")
-    whole = (folder / "colour.JPG").read_bytes()
-    (folder / "more" / "corrupt.jpeg").write_bytes(whole[: len(whole) // 2])
-    return folder
+from support.commands import launch_line, metrics, running, train, wait_until, write_config
+from support.runs import assert_same, mixed_images, timeless
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_mixed_images_train_are_killed_resume_and_sample(tmp_path, processes):
-    steps = 200
+def test_mixed_images_train_are_killed_resume_and_sample(tmp_path):
+    """The first run is killed behind its launcher; two processes do the same in test_survival."""
+    steps = 60
     images = str(mixed_images(tmp_path / "images"))
     trainer = {
         "train_dataset_dir": images,
         "on_bad_image": "skip",
         "train_num_steps": steps,
-        "save_and_sample_every": 50,
+        "train_lr": 1e-3,
+        "save_and_sample_every": 20,
         "log_every": 10,
         "preview_count": 2,
         "patch_batch_size": 3,
     }
     config = write_config(tmp_path, **trainer)
     run = tmp_path / "run"
-    line = launch_line("-m", "patch_based_ddpm.train", "--config", config, processes=processes)
-    with running(line, tmp_path) as process:
+    with running(launch_line("-m", "patch_based_ddpm.train", "--config", config), tmp_path) as process:
         wait_until(lambda: (run / "checkpoints" / "model-last.pt").exists(), process)
     assert not (run / "checkpoints" / f"model-{steps}.pt").exists()
 
-    done = train("--config", config, "--resume", "latest", processes=processes)
+    done = train("--config", config, "--resume", "latest")
     assert done.returncode == 0, done.stderr
-    assert f"on {processes} process(es)" in done.stdout
+    assert "on 1 process(es)" in done.stdout
     assert f"steps   0 to {steps}" not in done.stdout
     lines = metrics(tmp_path)
     assert [entry["step"] for entry in lines] == list(range(10, steps + 1, 10))
@@ -59,25 +43,17 @@ def test_mixed_images_train_are_killed_resume_and_sample(tmp_path, processes):
     held = checkpoint.read(run / "checkpoints" / f"model-{steps}.pt")
 
     (tmp_path / "whole").mkdir()
-    whole_config = write_config(tmp_path / "whole", **trainer)
-    done = train("--config", whole_config, processes=processes)
-    assert done.returncode == 0, done.stderr
+    command.main(["--config", str(write_config(tmp_path / "whole", **trainer))])
     whole = checkpoint.read(tmp_path / "whole" / "run" / "checkpoints" / f"model-{steps}.pt")
     assert held.pop("config") != whole.pop("config")  # the folders differ
     assert_same(held, whole)
     assert timeless(lines) == timeless(metrics(tmp_path / "whole"))
 
-    last = run / "checkpoints" / "model-last.pt"
-    fast = ("--sampler", "ddim", "--steps", 3, "--batch-size", 2, "--n-samples", 5)
-    pictures = {}
-    for count in (1, 2):
-        out = tmp_path / f"drawn by {count}"
-        done = sample("--ckpt", last, "--out_dir", out, *fast, processes=count)
-        assert done.returncode == 0, done.stderr
-        pictures[count] = {path.name: path.read_bytes() for path in out.glob("*.png")}
-    assert sorted(pictures[1]) == [f"{i:06d}.png" for i in range(5)]
-    assert len(set(pictures[1].values())) == 5
-    assert pictures[1] == pictures[2]
+    out = tmp_path / "drawn"
+    flags = ["--sampler", "ddim", "--steps", "3", "--batch-size", "2", "--n-samples", "5"]
+    sample.main(["--ckpt", str(run / "checkpoints" / "model-last.pt"), "--out_dir", str(out), *flags])
+    assert sorted(path.name for path in out.glob("*.png")) == [f"{i:06d}.png" for i in range(5)]
+    assert len({path.read_bytes() for path in out.glob("*.png")}) == 5
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
@@ -140,6 +116,25 @@ def test_the_published_restart_flag_resumes(tmp_path, capsys):
         command.main(["--config", str(config), spelling, "3"])
         assert "3 to 6" in capsys.readouterr().out
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("step", ["0", "1"])
+def test_the_published_restart_flag_starts_anew(tmp_path, capsys, step):
+    """As the published launch script has it; a run that is there stays."""
+    config = str(write_config(tmp_path, preview_count=0))
+    command.main(["--config", config, "--restart-step", step])
+    assert "0 to 6" in capsys.readouterr().out
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    with pytest.raises(InputError, match="holds checkpoints up to step 6; go on with --resume latest, or choose"):
+        command.main(["--config", config, "--restart-step", step])
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+def test_the_published_restart_flag_resumes_at_step_1(tmp_path, capsys):
+    config = str(write_config(tmp_path, preview_count=0, save_and_sample_every=1))
+    command.main(["--config", config])
+    command.main(["--config", config, "--restart-step", "1"])
+    assert "1 to 6" in capsys.readouterr().out
 
 
 def test_latest_starts_anew_where_there_is_nothing(tmp_path, capsys):

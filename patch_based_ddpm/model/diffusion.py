@@ -1,6 +1,6 @@
-"""Gaussian diffusion over whole images, denoised patch by patch: splits, runs the UNet over patches, merges.
+"""Gaussian diffusion over whole images: splits them, runs the UNet over the patches, merges the predictions.
 
-Patches of a step meet only in the noisy image, so any number of them may share a forward pass: every
+The patches of a step interact only through the noisy image, so any number of them may share a forward pass: every
 `patch_batch_size` gives the same prediction and the same gradient.
 
 Symbols: `x_0` image, `x_t` noisy image, `eps` noise, `t` timestep in [0, T).
@@ -28,10 +28,10 @@ LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss, "huber": F.huber_loss}
 
 
 class TrainingBatch(NamedTuple):
-    """Noisy patches and what the network should answer.
+    """Noisy patches and the targets of the network.
 
     Attributes:
-        inputs: n patches, and after them repetitions of the last one where passes are padded.
+        inputs: n patches, followed by repetitions of the last one if passes are padded.
         target: (n, c, h, w).
     """
 
@@ -40,14 +40,14 @@ class TrainingBatch(NamedTuple):
 
 
 class GaussianDiffusion(nn.Module):
-    """A patch-wise denoiser with its noise schedule.
+    """A patch-wise denoiser and its noise schedule.
 
     Args:
         unet: predicts from `PatchBatch` inputs; any callable module with the signature of `UNet.forward`.
         config: the sections `model` (geometry) and `diffusion` (schedule, objective, loss) are read.
 
     Attributes:
-        passes: how patches are dealt out to forward passes, beyond what each call asks for.
+        patch_batching: bounds the patches of a forward pass, whatever a call requests.
     """
 
     def __init__(self, unet: nn.Module, config: Config) -> None:
@@ -69,7 +69,7 @@ class GaussianDiffusion(nn.Module):
         self._register("posterior_log_variance", posterior.log_variance)
 
     def _register(self, name: str, values: Tensor) -> None:
-        # Not persistent: a checkpoint holds what was learnt, and the schedule follows from the config.
+        # Not persistent: the schedule follows from the config.
         self.register_buffer(name, values.float(), persistent=False)
 
     @classmethod
@@ -79,12 +79,12 @@ class GaussianDiffusion(nn.Module):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(c, H, W) of the images it was made for."""
+        """(c, H, W)."""
         return (self.config.model.channels, *self.config.model.image_shape)
 
     @property
     def exact_alpha_bar(self) -> Tensor:
-        """alpha_bar, (T,) float64 on the CPU: in float32, differences such as 1 - alpha_bar lose what they say."""
+        """alpha_bar, (T,) float64 on the CPU: float32 loses the digits of differences such as 1 - alpha_bar."""
         return schedule.alpha_bars(schedule.cosine_betas(self.timesteps))
 
     def predict(self, x_t: Tensor, t: Tensor, patch_batch_size: int | None = None) -> Tensor:
@@ -96,24 +96,24 @@ class GaussianDiffusion(nn.Module):
             patch_batch_size: patches per forward pass, counted over all images; None: all at once.
 
         Returns:
-            (b, c, H, W) float32: noise, x_0 or v, as `diffusion.objective` says.
+            (b, c, H, W) float32: noise, x_0 or v, depending on `diffusion.objective`.
 
         Raises:
             InputError: `patch_batch_size` is less than 1.
         """
         content = global_content(x_t, self.patch_divider, self.halo)  # (b, c, h + 2k, w + 2k)
-        surrounded = pad(x_t, self.halo)  # (b, c, H + 2k, W + 2k)
+        padded = pad(x_t, self.halo)  # (b, c, H + 2k, W + 2k)
         prediction = torch.empty_like(x_t, dtype=torch.float32)  # (b, c, H, W)
         start = 0
         while start < (total := self._patches_of(x_t)):
             size = self.patch_batching.size(total, patch_batch_size)
             patch_indices = self.patch_batching.indices(start, size, total, x_t.device)
             try:
-                inputs = (surrounded, content, t, self.patch_divider, patch_indices, self.halo)
+                inputs = (padded, content, t, self.patch_divider, patch_indices, self.halo)
                 patches = self._denoise(patch_batch(*inputs))  # (n, c, h, w)
             except torch.OutOfMemoryError:
                 patches = None
-            if patches is None:  # and the error, which holds on to tensors, is gone
+            if patches is None:  # outside of the handler, where the error no longer holds tensors
                 self.patch_batching.shrink(size)
                 continue
             scatter(prediction, self.patch_divider, patch_indices, patches)
@@ -124,10 +124,10 @@ class GaussianDiffusion(nn.Module):
         return self.patch_divider**2 * len(images)
 
     def _denoise(self, batch: PatchBatch) -> Tensor:
-        # The network may hold half-precision weights; everything outside it stays float32.
+        # The network may be in half precision; everything outside it stays float32.
         dtype = next(self.unet.parameters()).dtype
-        answer = self.unet(batch.patches.to(dtype), batch.content.to(dtype), batch.position, batch.t)
-        return crop(answer, self.halo).float()
+        prediction = self.unet(batch.patches.to(dtype), batch.content.to(dtype), batch.position, batch.t)
+        return crop(prediction, self.halo).float()
 
     def q_sample(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Diffuse images: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps.
@@ -145,7 +145,7 @@ class GaussianDiffusion(nn.Module):
         return extract(self.sqrt_alpha_bar, t) * x_0 + extract(self.sqrt_one_minus_alpha_bar, t) * noise
 
     def predict_x_0(self, x_t: Tensor, t: Tensor, patch_batch_size: int | None = None) -> Tensor:
-        """The image the network sees in the noise, clipped to [-1, 1].
+        """Predict x_0, clipped to [-1, 1].
 
         pred_noise: x_0 = (x_t - sqrt(1 - alpha_bar_t) eps) / sqrt(alpha_bar_t)    DDPM eq. 15
         pred_v:     x_0 = sqrt(alpha_bar_t) x_t - sqrt(1 - alpha_bar_t) v          Salimans & Ho 2022, App. D
@@ -156,7 +156,7 @@ class GaussianDiffusion(nn.Module):
             patch_batch_size: see `predict`.
 
         Returns:
-            (b, c, H, W) in [-1, 1]; NaN where the prediction is not finite, which clipping would hide.
+            (b, c, H, W) in [-1, 1]; NaN where the prediction is not finite (clipping would hide an infinity).
         """
         prediction = self.predict(x_t, t, patch_batch_size)
         signal, noise = extract(self.sqrt_alpha_bar, t), extract(self.sqrt_one_minus_alpha_bar, t)
@@ -189,7 +189,7 @@ class GaussianDiffusion(nn.Module):
         return mean, extract(self.posterior_variance, t), extract(self.posterior_log_variance, t)
 
     def target(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """What the network should answer: eps, x_0, or v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0."""
+        """The target of the network: eps, x_0, or v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0."""
         match self.config.diffusion.objective:
             case "pred_noise":
                 return noise
@@ -201,7 +201,7 @@ class GaussianDiffusion(nn.Module):
     def training_batches(
         self, x_0: Tensor, t: Tensor, noise: Tensor, patch_batch_size: int | None
     ) -> Iterator[TrainingBatch]:
-        """Diffuse images once, then walk through their patches a few at a time.
+        """Diffuse images once, then iterate over their patches, a few at a time.
 
         Args:
             x_0: (b, c, H, W) in [-1, 1].
@@ -210,7 +210,7 @@ class GaussianDiffusion(nn.Module):
             patch_batch_size: see `predict`.
 
         Yields:
-            Batches that together hold each of the N*N*b patches once.
+            Batches that together hold each of the N*N*b patches exactly once.
         """
         x_t, target = self.q_sample(x_0, t, noise), self.target(x_0, t, noise)  # (b, c, H, W)
         content = global_content(x_t, self.patch_divider, self.halo)  # (b, c, h + 2k, w + 2k)
@@ -227,8 +227,8 @@ class GaussianDiffusion(nn.Module):
     def patch_losses(self, batch: TrainingBatch) -> Tensor:
         """The mean loss over the pixels of each patch, (n,). Its mean over all patches is the loss of the images."""
         loss = LOSSES[self.config.diffusion.loss_type]
-        answer = self._denoise(batch.inputs)[: len(batch.target)]
-        return reduce(loss(answer, batch.target, reduction="none"), "n c h w -> n", "mean")
+        prediction = self._denoise(batch.inputs)[: len(batch.target)]
+        return reduce(loss(prediction, batch.target, reduction="none"), "n c h w -> n", "mean")
 
     def accumulate_gradient(
         self,
@@ -287,5 +287,5 @@ class GaussianDiffusion(nn.Module):
 
 
 def extract(coefficients: Tensor, t: Tensor) -> Tensor:
-    """Pick a schedule's values (T,) at timesteps (b,), shaped (b, 1, 1, 1) to meet images."""
+    """The values of a schedule (T,) at timesteps (b,), shaped (b, 1, 1, 1) to broadcast over images."""
     return rearrange(coefficients[t], "b -> b 1 1 1")

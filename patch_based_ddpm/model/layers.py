@@ -1,9 +1,8 @@
-"""The network's building blocks: residual block, the two attentions, channel norm, embeddings of time.
+"""The layers of the network: residual block, linear and softmax attention, norms, timestep embedding.
 
-Feature maps lie in memory pixel by pixel, all channels of a pixel together (PyTorch's `channels_last`), which
-convolutions like best, and which lets the attentions take them for rows of pixels without a copy. Where a layer returns
-another layout (PyTorch's group norm does on a GPU), the next convolution goes back to this one. Some convolutions
-prefer that other layout, see `UNet.lay_out`.
+Feature maps are in PyTorch's `channels_last` memory format: convolutions are fastest in it, and the attentions reshape
+it to (n, pixels, channels) without a copy. Where a layer returns the contiguous format (PyTorch's group norm on a GPU),
+the next convolution converts it back. `UNet.set_memory_format` names the exceptions.
 
 Shapes: `n` patches in the pass, `c` channels, `h w` the feature map's height and width at that level, `p` its pixels.
 """
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 
 HEADS = 4
 HEAD_CHANNELS = 32
-CPU_VECTOR = 16  # values that PyTorch's CPU kernels take together where an operator computes in float32
+CPU_VECTOR = 16  # float32 values in one vector of PyTorch's CPU kernels
 
 
 class SinusoidalEmbedding(nn.Module):
@@ -60,7 +59,7 @@ class ChannelLayerNorm(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation (Wu & He 2018), the result in the dtype of the input."""
+    """Group normalisation (Wu & He 2018) that returns the dtype of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` (n, c, h, w)."""
@@ -73,23 +72,23 @@ class GroupNorm(nn.GroupNorm):
             return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
     def _is_slow_in_channels_last(self, x: Tensor) -> bool:
-        """Whether PyTorch would take one value of `x` at a time: two copies are 3 to 13 times as fast in bf16."""
+        """Whether PyTorch's kernel is not vectorised for `x`. Two copies then cost 3 to 13 times less in bf16."""
         narrow = self.num_channels // self.num_groups < CPU_VECTOR
         return narrow and x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution that takes its input in the memory layout of its kernel."""
+    """A convolution that converts its input to the memory format of its kernel."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve `x` (n, in_channels, h, w)."""
-        if self.weight.is_contiguous(memory_format=torch.channels_last):  # PyTorch does it itself
+        if self.weight.is_contiguous(memory_format=torch.channels_last):  # PyTorch converts by itself
             return super().forward(x)
         return super().forward(x.contiguous())
 
 
 class ResBlock(nn.Module):
-    """Two convolutions with a residual connection, the first one's output scaled and shifted by the condition.
+    """Two convolutions with a residual connection; the condition scales and shifts the output of the first.
 
     Args:
         in_channels: channels of the input.
@@ -108,14 +107,14 @@ class ResBlock(nn.Module):
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Map `x` (n, in_channels, h, w) to (n, out_channels, h, w) under `condition` (n, condition_dim), activated."""
+        """Map `x` (n, in_channels, h, w) to (n, out_channels, h, w); `condition` is (n, condition_dim) after SiLU."""
         h = self.norm_1(self.conv_1(x))
         if self.modulation is not None:
             scale, shift = self.modulation(condition)[:, :, None, None].chunk(2, dim=1)
-            h = torch.addcmul(shift, h, scale + 1, out=_reused(h))
-        h = F.silu(h, inplace=_reusing())
-        h = F.silu(self.norm_2(self.conv_2(h)), inplace=_reusing())
-        return torch.add(h, self.skip(x), out=_reused(h))
+            h = torch.addcmul(shift, h, scale + 1, out=_in_place(h))
+        h = F.silu(h, inplace=_may_overwrite())
+        h = F.silu(self.norm_2(self.conv_2(h)), inplace=_may_overwrite())
+        return torch.add(h, self.skip(x), out=_in_place(h))
 
 
 class LinearAttention(nn.Module):
@@ -136,14 +135,14 @@ class LinearAttention(nn.Module):
         """Return x + attention(norm(x)) for `x` (n, c, h, w)."""
         pixels = rearrange(x, "n c h w -> n (h w) c")
         out = self.norm_out(self._attend(self.norm(pixels)))
-        out = torch.add(out, pixels, out=_reused(out))
+        out = torch.add(out, pixels, out=_in_place(out))
         return rearrange(out, "n (h w) c -> n c h w", h=x.shape[-2])
 
     def _attend(self, pixels: Tensor) -> Tensor:
-        """Attention within each row of `pixels` (n, p, c), output projection included.
+        """Attention of `pixels` (n, p, c) and its output projection.
 
-        The published order of the products is (q (k^T v)) W. Where there are more pixels than channels it is
-        q ((k^T v) W) here, which is less to compute and to hold.
+        The published order of the products is (q (k^T v)) W. Where there are more pixels than channels,
+        q ((k^T v) W) needs less computation and memory.
         """
         to_q, to_k, to_v = self.to_qkv.weight.flatten(1).chunk(3)  # (128, c) each
         to_out = self.to_out.weight.flatten(1)  # (c, 128)
@@ -158,7 +157,7 @@ class LinearAttention(nn.Module):
 
     @staticmethod
     def _contexts(pixels: Tensor, to_k: Tensor, to_v: Tensor) -> list[Tensor]:
-        """k^T v / sqrt(32) of each head, k a softmax over the pixels; both are gone before q is made."""
+        """k^T v / sqrt(32) of each head, with k after its softmax over pixels. Frees k and v before q is computed."""
         k = _softmax(F.linear(pixels, to_k), dim=1)  # (n, p, 128)
         v = F.linear(pixels, to_v)  # (n, p, 128)
         return [k.mT @ v * HEAD_CHANNELS**-0.5 for k, v in zip(_heads(k), _heads(v))]
@@ -193,9 +192,9 @@ def _softmax(x: Tensor, dim: int) -> Tensor:
 
 
 def _in_dtype_of(x: Tensor) -> torch.autocast:
-    """Autocast off: on a GPU it would return float32, twice the memory, for the next convolution to round it again.
+    """Turn autocast off: on a GPU it returns float32 from norms and softmaxes, which doubles the memory.
 
-    Norms and softmaxes compute in float32 inside, whatever the dtype of what they read and write.
+    Their kernels compute in float32 internally, whatever the dtype of their input and output.
     """
     return torch.autocast(x.device.type, enabled=False)
 
@@ -205,11 +204,11 @@ def _heads(x: Tensor) -> tuple[Tensor, ...]:
     return x.split(HEAD_CHANNELS, dim=-1)
 
 
-def _reusing() -> bool:
-    """Whether a layer may write over what it has read: nothing is kept for a backward pass."""
+def _may_overwrite() -> bool:
+    """Whether a layer may overwrite its input, because no backward pass needs it."""
     return not torch.is_grad_enabled()
 
 
-def _reused(x: Tensor) -> Tensor | None:
-    """`x` as the place for an operator's output, where that is allowed."""
-    return x if _reusing() else None
+def _in_place(x: Tensor) -> Tensor | None:
+    """The argument `out=` of an operator that may overwrite `x`."""
+    return x if _may_overwrite() else None

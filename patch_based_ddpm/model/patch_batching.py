@@ -1,10 +1,10 @@
-"""How patches are dealt out to forward passes: how many at a time, and fewer once the device has run out of memory.
+"""How many patches share a forward pass, and fewer of them after the device ran out of memory.
 
-Any number gives the same prediction and the same gradient, so it may change in the middle of a run.
+Every number gives the same prediction and the same gradient, so it may change during a run.
 """
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,22 +14,27 @@ from patch_based_ddpm.errors import InputError, OnePatchTooMany
 
 @dataclass
 class PatchBatching:
-    """The size of forward passes.
+    """Chooses the patches of each forward pass.
 
     Attributes:
-        limit: the most patches that share a pass, whatever is requested for; None: no limit. `shrink` lowers it.
-        padded: fill smaller passes up, so that a compiled network sees tensors of one size.
-        largest: patches of the largest pass so far, to which a padded one is filled up; 0: none.
+        limit: most patches in a pass, whatever is requested; None: no limit. `shrink` lowers it.
+        padded: pad a smaller pass to the size of the largest one so far, so that a compiled network sees one shape.
     """
 
     limit: int | None = None
     padded: bool = False
-    largest: int = 0
+    _largest: int = field(default=0, init=False)  # size of the largest pass under `_bound`
+    _bound: int | None = field(default=None, init=False)
 
     def size(self, total: int, requested: int | None) -> int:
-        """How many patches of `total` share a pass, where `requested` (None: all) are wanted.
+        """The size of a pass.
 
-        A padded pass is as large as the largest before it, which this remembers.
+        Args:
+            total: patches of all images together.
+            requested: most patches in a pass; None: all.
+
+        Returns:
+            The smallest of both and `limit`. If `padded`, the largest such size since the request or limit changed.
 
         Raises:
             InputError: `requested` is less than 1.
@@ -38,25 +43,28 @@ class PatchBatching:
             raise InputError(
                 f"patch_batch_size is {requested}; it must be at least 1, or None for all patches at once."
             )
-        size = min(size for size in (total, requested, self.limit) if size is not None)
-        if self.padded:
-            size = self.largest = max(size, self.largest)
-        return size
+        bound = min((most for most in (requested, self.limit) if most is not None), default=None)
+        size = total if bound is None else min(total, bound)
+        if not self.padded:
+            return size
+        self._largest = max(size, self._largest) if bound == self._bound else size
+        self._bound = bound
+        return self._largest
 
     def indices(self, start: int, size: int, total: int, device: torch.device) -> Tensor:
-        """The numbers of a pass's patches, int64: [start, start + size) cut off at `total`.
+        """The patch indices of a pass, int64: [start, start + size), cut off at `total`.
 
-        A padded pass goes on with the last patch instead; only its first `total - start` rows count.
+        A padded pass repeats the last patch instead; only its first `total - start` predictions count.
         """
         if self.padded:
             return torch.arange(start, start + size, device=device).clamp(max=total - 1)
         return torch.arange(start, min(start + size, total), device=device)
 
     def shrink(self, size: int) -> None:
-        """Halve the patches of a pass after the device ran out of memory with `size` of them.
+        """Halve the passes after the device ran out of memory with `size` patches in one.
 
         Raises:
-            OnePatchTooMany: there was only one.
+            OnePatchTooMany: `size` is 1.
         """
         if size == 1:
             raise OnePatchTooMany(
@@ -65,7 +73,7 @@ class PatchBatching:
             )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self.limit, self.largest = size // 2, 0
+        self.limit = size // 2
         warnings.warn(
             f"the device ran out of memory with {size} patches in a pass; going on with {self.limit}, to the same "
             "result.",

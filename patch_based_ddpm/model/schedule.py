@@ -1,6 +1,6 @@
-"""The noise schedule and everything derived from it: pure functions in float64, cast once by their user.
+"""The noise schedule and the posterior: pure functions in float64; `GaussianDiffusion` casts their results once.
 
-Symbols: `beta` (T,), `alpha_bar` (T,) = prod(1 - beta), `alpha_bar_prev` the same one step earlier, 1 at t = 0.
+Symbols: `beta` (T,), `alpha_bar` (T,) = prod(1 - beta), `alpha_bar_prev` its value at t - 1, and 1 at t = 0.
 """
 
 from typing import NamedTuple
@@ -57,7 +57,7 @@ def posterior(beta: Tensor) -> Posterior:
         beta: (T,) float64.
 
     Returns:
-        The coefficients; the log of the variance, 0 at t = 0, is clipped at log(1e-20).
+        The coefficients. The variance is 0 at t = 0; its log is clipped at log(1e-20).
 
     Source: DDPM eq. 6 and 7.
     """

@@ -1,6 +1,6 @@
-"""The denoising network: one UNet for every patch, told where the patch lies and what the whole image looks like.
+"""The denoising network: one UNet for all patches, conditioned on the position and on the global content.
 
-It knows nothing of whole images: `patches.py` prepares its inputs, `diffusion.py` calls it.
+It sees patches only: `patches.py` prepares its inputs, `diffusion.py` calls it.
 
 Shapes: `n` patches in the pass, `c` image channels, `h w` patch, `N` patches a side, `d` dim, `m` dim_mults.
 """
@@ -15,17 +15,18 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from patch_based_ddpm.config import ModelConfig
+from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.model.layers import Attention, Conv2d, LinearAttention, ResBlock, SinusoidalEmbedding
 
-WIDE = 1024  # input channels of a convolution
+WIDE = 1024  # input channels from which a convolution counts as wide, see `UNet.set_memory_format`
 
 
 class Condition(nn.Module):
-    """The vector that every residual block is conditioned on: the timestep, joined with the one-hot position.
+    """The conditioning vector of all residual blocks: timestep and one-hot position, joined.
 
     Args:
         dim: d.
-        positions: N*N, or None for a network that is not told where a patch lies (an ablation).
+        positions: N*N; None leaves the position out (an ablation).
     """
 
     def __init__(self, dim: int, *, positions: int | None) -> None:
@@ -36,7 +37,7 @@ class Condition(nn.Module):
         self.join = nn.Linear(dim if positions is None else 2 * dim, 4 * dim)
 
     def forward(self, t: Tensor, position: Tensor) -> Tensor:
-        """Map `t` (n,) int64 and `position` (n, N*N) to (n, 4d), activated: every residual block begins with that."""
+        """Map `t` (n,) int64 and `position` (n, N*N) to (n, 4d), after SiLU, as residual blocks expect it."""
         dtype = self.time.weight.dtype
         features = F.gelu(self.time(self.sinusoid(t).to(dtype)))  # (n, d)
         if self.position is not None:
@@ -45,7 +46,7 @@ class Condition(nn.Module):
 
 
 class Level(nn.Module):
-    """Two residual blocks and a linear attention; `resample` is how the UNet goes on from it."""
+    """Two residual blocks and a linear attention. The UNet applies `resample` to its output."""
 
     def __init__(self, in_channels: int, out_channels: int, resample: nn.Module, **block: int) -> None:
         super().__init__()
@@ -67,11 +68,11 @@ class UNet(nn.Module):
         dim_mults: width of each level as a multiple of d; each level after the first halves the resolution.
         channels: c.
         groups: groups of every group normalisation.
-        positions: N*N, or None to leave the position conditioning out (an ablation).
-        global_content: whether the network sees the global content (False is an ablation).
+        positions: N*N; None leaves the position out (an ablation).
+        global_content: whether the global content is an input (False is an ablation).
 
     Attributes:
-        recompute: keep each level's input alone for the backward pass, and compute the rest again there.
+        recompute: store only the input of each level for the backward pass, and recompute the rest there.
     """
 
     def __init__(
@@ -110,40 +111,54 @@ class UNet(nn.Module):
 
         self.block_out = ResBlock(dim, dim, condition_dim=None, groups=groups)
         self.conv_out = nn.Conv2d(dim, channels, 1)
-        self.lay_out()
+        self.set_memory_format()
 
-    def lay_out(self) -> None:
-        """Lay the kernels out in memory as the convolutions of their device like them; moving the network does it.
+    def set_memory_format(self) -> None:
+        """Choose the memory format of each kernel for its device and dtype. `to()` and `cuda()` call it.
 
-        All lie as the feature maps do, see layers.py, but for the widest of residual blocks on a CPU in float32: there
-        each pixel has few neighbours and PyTorch is up to twice as fast in the contiguous layout.
+        It is `channels_last`, as that of the feature maps (see layers.py), except for wide convolutions of residual
+        blocks on a CPU in float32: with few pixels a map, PyTorch is up to twice as fast in the contiguous format.
         """
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                 kernel = module.weight
-                wide = isinstance(module, Conv2d) and kernel.shape[1] >= WIDE  # takes its input in that layout, too
+                wide = isinstance(module, Conv2d) and kernel.shape[1] >= WIDE  # our Conv2d converts its input
                 contiguous = wide and kernel.device.type == "cpu" and kernel.dtype == torch.float32
-                layout = torch.contiguous_format if contiguous else torch.channels_last
-                kernel.data = kernel.data.contiguous(memory_format=layout)
+                memory_format = torch.contiguous_format if contiguous else torch.channels_last
+                kernel.data = kernel.data.contiguous(memory_format=memory_format)
 
     def _apply(self, *args: Any, **kwargs: Any) -> UNet:
-        """What `to` and its like do to each parameter."""
+        """Called by `to()`, `cuda()` and the like."""
         super()._apply(*args, **kwargs)
-        self.lay_out()
+        self.set_memory_format()
         return self
 
     @classmethod
     def from_config(cls, model: ModelConfig) -> UNet:
-        """Build the freshly initialised network that the `model` section of a config describes."""
-        return cls(
-            dim=model.dim,
-            init_dim=model.dim // 3 * 2 if model.init_dim is None else model.init_dim,
-            dim_mults=model.dim_mults,
-            channels=model.channels,
-            groups=model.resnet_block_groups,
-            positions=model.patch_divider**2 if model.position_conditioning else None,
-            global_content=model.global_content_conditioning,
-        )
+        """Build the freshly initialised network that the `model` section of a config describes.
+
+        Raises:
+            InputError: its weights do not fit into memory.
+        """
+        arguments = {
+            "dim": model.dim,
+            "init_dim": model.dim // 3 * 2 if model.init_dim is None else model.init_dim,
+            "dim_mults": model.dim_mults,
+            "channels": model.channels,
+            "groups": model.resnet_block_groups,
+            "positions": model.patch_divider**2 if model.position_conditioning else None,
+            "global_content": model.global_content_conditioning,
+        }
+        try:
+            with torch.device("meta"):
+                size = sum(parameter.nbytes for parameter in cls(**arguments).parameters())
+            torch.empty(size, dtype=torch.uint8)  # at once, as the system may grant parts and then kill
+        except RuntimeError:
+            raise InputError(
+                f"model.dim is {model.dim} and model.dim_mults {list(model.dim_mults)}; the weights of this network do "
+                "not fit into the machine's memory."
+            ) from None
+        return cls(**arguments)
 
     def forward(self, patches: Tensor, content: Tensor, position: Tensor, t: Tensor) -> Tensor:
         """Denoise patches.
@@ -155,7 +170,7 @@ class UNet(nn.Module):
             t: (n,) int64 timesteps.
 
         Returns:
-            (n, c, h, w), what the objective asks for.
+            (n, c, h, w): noise, x_0 or v, depending on the objective.
         """
         condition = self.condition(t, position)  # (n, 4d)
         x = torch.cat([patches, content], dim=1) if self.global_content else patches  # (n, 2c, h, w)
@@ -164,7 +179,7 @@ class UNet(nn.Module):
         skips = []
         for i, level in enumerate(self.encoder):
             x = self._run(level, x, condition)  # (n, d*m, h, w)
-            if i > 0:  # The published network stores a full-resolution skip too, which nothing reads.
+            if i > 0:  # The published network also stores a full-resolution skip, which nothing reads.
                 skips.append(x)
             x = level.resample(x)  # (n, d*m, h/2, w/2)
 

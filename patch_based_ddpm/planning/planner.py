@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,11 @@ from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.model.diffusion import GaussianDiffusion
 from patch_based_ddpm.model.patch_batching import PatchBatching
 from patch_based_ddpm.planning.live_memory import MIB, LiveMemory, Peak
-from patch_based_ddpm.samplers.options import ORDERS
+from patch_based_ddpm.samplers import SAMPLERS, SamplerConfig
 
 PASSES = 2  # forward-backward or forward passes after which the peak is reached
-STEPS = 1 + max(ORDERS)  # sampling steps after which every sampler keeps as many predictions as it ever does
+# Sampling steps after which every sampler keeps as many predictions as it ever does.
+STEPS = 1 + max(order for sampler in SAMPLERS.values() for order in (1, *sampler.orders))
 
 
 class _FirstPasses(PatchBatching):
@@ -58,9 +60,7 @@ def sampling_peak(
     batch_size: int,
     patch_batch_size: int | None,
     dtype: torch.dtype = torch.float32,
-    sampler: str = "ddpm",
-    eta: float = 0.0,
-    order: int | None = None,
+    sampler: SamplerConfig = SamplerConfig(),  # noqa: B008 - frozen
 ) -> Peak:
     """Predict the peak of sampling.
 
@@ -69,9 +69,7 @@ def sampling_peak(
         batch_size: images at a time.
         patch_batch_size: patches per forward pass, counted over all images; None: all.
         dtype: of the network's weights.
-        sampler: see `samplers.draw`; one of higher order holds earlier predictions of the images.
-        eta: see `samplers.draw`.
-        order: see `samplers.draw`.
+        sampler: one of higher order holds earlier predictions of the images.
     """
     with FakeTensorMode(), torch.inference_mode():
         diffusion = _LastStep.from_config(config)
@@ -82,11 +80,7 @@ def sampling_peak(
             samplers.draw(
                 diffusion,
                 range(batch_size),
-                sampler=sampler,
-                steps=None,
-                eta=eta,
-                order=order,
-                spacing="trailing",  # needs no values, which fake tensors lack
+                sampler=replace(sampler, spacing="trailing"),  # needs no values, which fake tensors lack
                 patch_batch_size=patch_batch_size,
                 progress=diffusion.steps,
             )

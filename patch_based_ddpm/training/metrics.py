@@ -1,7 +1,7 @@
-"""What a run measures between two reports, kept on the device until a report asks: a step waits for nothing."""
+"""The measurements of a log interval, averaged; and the count of skipped steps."""
 
-import math
 import time
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,75 +9,52 @@ from torch import Tensor
 from patch_based_ddpm.training.step import StepResult
 
 
-class Window:
-    """The steps between two reports; the first ones may have been taken before the run was resumed.
+class IntervalMetrics(NamedTuple):
+    """Means over the applied steps of a log interval, NaN if all were skipped; see `StepResult`."""
+
+    loss: float
+    grad_norm: float
+    patch_loss: Tensor  # float64, on the CPU
+    steps_per_second: float  # skipped ones included
+    skipped_in_a_row: int  # at most, in a row that reaches into the interval
+
+
+class TrainingMetrics:
+    """Keeps the results of steps on the device until the log interval ends, so that no step waits for the device.
 
     Args:
-        rows: (n, 3 + N*N) what `rows` returned then; None: there were none.
+        skipped_steps: of the run so far.
     """
 
-    def __init__(self, rows: Tensor | None = None) -> None:
-        self._rows = [] if rows is None else list(rows)
-        self._earlier = len(self._rows)
-        self._started = time.perf_counter()
+    def __init__(self, skipped_steps: int = 0) -> None:
+        self._skipped_before = skipped_steps
+        self._skipped_in_a_row = 0
+        self._start_interval()
+
+    def _start_interval(self) -> None:
+        self._steps: list[Tensor] = []  # (3 + N*N,) each
+        self._start = time.perf_counter()
 
     def add(self, result: StepResult) -> None:
-        """Take note of one step."""
-        figures = torch.stack([result.applied.float(), result.loss, result.grad_norm])
-        self._rows.append(torch.cat([figures, result.patch_loss]))
+        """Add the result of a step."""
+        scalars = torch.stack([result.applied.float(), result.loss, result.grad_norm])
+        self._steps.append(torch.cat([scalars, result.patch_loss]))
 
-    @property
-    def rows(self) -> Tensor | None:
-        """(n, 3 + N*N): applied, loss, gradient norm and patch losses of each step; None: there are none."""
-        return torch.stack(self._rows) if self._rows else None
+    def skipped_steps(self) -> int:
+        """Skipped steps of the whole run; waits for the device."""
+        applied = torch.stack(self._steps)[:, 0].tolist() if self._steps else []
+        return self._skipped_before + applied.count(False)
 
-    def steps_per_second(self) -> float:
-        """Over the steps since the window was opened."""
-        return (len(self._rows) - self._earlier) / (time.perf_counter() - self._started)
-
-    def means(self) -> tuple[float, float, Tensor]:
-        """Loss and gradient norm over the applied steps (NaN if there is none), and the patch loss (N*N,) over all."""
-        patch_loss = self.rows[:, 3:].mean(dim=0)
-        applied = [(loss, norm) for counts, loss, norm in self.rows[:, :3].tolist() if counts]
-        if not applied:
-            return math.nan, math.nan, patch_loss
-        loss, grad_norm = (math.fsum(values) / len(applied) for values in zip(*applied))
-        return loss, grad_norm, patch_loss
-
-
-def own_rows(saved: Tensor | None, process_index: int, num_processes: int, device: torch.device) -> Tensor | None:
-    """A process's part of the rows in a checkpoint.
-
-    Args:
-        saved: (processes that saved, n, 3 + N*N), or None.
-        process_index: of this one.
-        num_processes: how many there are now; where they are others than those that saved, each takes the mean.
-        device: where they go.
-    """
-    if saved is None:
-        return None
-    rows = saved[process_index] if len(saved) == num_processes else saved.mean(dim=0)
-    return rows.to(device)
-
-
-class Skips:
-    """Counts the steps that were not applied.
-
-    Args:
-        total: how many there were before.
-        device: where the steps' results lie.
-    """
-
-    def __init__(self, total: int, device: torch.device) -> None:
-        self._counts = torch.tensor([total, 0, 0], device=device)  # in all; in a row up to now; at most in a row
-
-    def count(self, applied: Tensor) -> None:
-        """Take note of one step."""
-        total, in_a_row, longest = self._counts
-        in_a_row = torch.where(applied, 0, in_a_row + 1)
-        self._counts = torch.stack([total + ~applied, in_a_row, torch.maximum(longest, in_a_row)])
-
-    def figures(self) -> tuple[int, int]:
-        """How many there were in all, and how many in a row at most since this was made. Waits for the device."""
-        total, _, longest = self._counts.tolist()
-        return total, longest
+    def end_interval(self) -> IntervalMetrics:
+        """Average the steps since the last call, at least one; waits for the device."""
+        steps = torch.stack(self._steps).cpu().double()  # (n, 3 + N*N)
+        seconds = time.perf_counter() - self._start
+        applied = steps[:, 0].bool()
+        means = steps[applied, 1:].mean(dim=0)
+        longest = 0
+        for was_applied in applied.tolist():
+            self._skipped_in_a_row = 0 if was_applied else self._skipped_in_a_row + 1
+            longest = max(longest, self._skipped_in_a_row)
+        self._skipped_before += len(steps) - int(applied.sum())
+        self._start_interval()
+        return IntervalMetrics(means[0].item(), means[1].item(), means[2:], len(steps) / seconds, longest)

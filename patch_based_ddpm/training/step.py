@@ -1,4 +1,4 @@
-"""One optimizer step: forward and backward over patches, a few at a time, then an update if everything was finite.
+"""One optimizer step: forward and backward over chunks of patches, then an update if loss and gradient are finite.
 
 The gradients of all chunks of patches add up to exactly the whole-image gradient of `GaussianDiffusion.loss`.
 
@@ -6,6 +6,7 @@ Shapes: `b` images of a micro-batch, `n` patches in the pass, `c` channels, `H W
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,19 +25,12 @@ from patch_based_ddpm.randomness import Purpose, generator
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step measured, on the training device.
+    """Measurements of one optimizer step, on the training device."""
 
-    Attributes:
-        loss: scalar, averaged over processes.
-        grad_norm: scalar, L2 norm of the exchanged gradient, before clipping.
-        patch_loss: (N*N,) this process's mean loss of each patch.
-        applied: scalar bool, whether the step was taken, that is, loss and gradient were finite.
-    """
-
-    loss: Tensor
-    grad_norm: Tensor
-    patch_loss: Tensor
-    applied: Tensor
+    loss: Tensor  # scalar, averaged over processes
+    grad_norm: Tensor  # scalar, L2 norm of the exchanged gradient, before clipping
+    patch_loss: Tensor  # (N*N,) this process's mean loss of each patch
+    applied: Tensor  # scalar bool: loss and gradient were finite, so that the weights changed
 
 
 @dataclass(frozen=True)
@@ -46,8 +40,8 @@ class TrainingStep:
     Attributes:
         config: batch, patches per pass, learning rate, clipping.
         accelerator: devices, processes, precision.
-        diffusion: its `unet` is the one that the accelerator prepared.
-        optimizer: the prepared one, a fused Adam.
+        diffusion: around the network that the accelerator prepared.
+        optimizer: a fused Adam, prepared by the accelerator.
     """
 
     config: TrainerConfig
@@ -59,7 +53,7 @@ class TrainingStep:
         """Accumulate the gradient of all micro-batches and apply it.
 
         Args:
-            step: the optimizer steps done before; with seed and process it names the random draws.
+            step: the optimizer steps done before; it seeds timesteps and noise, with seed and process.
             micro_batches: `gradient_accumulate_every` times (b, c, H, W) in [-1, 1].
 
         Returns:
@@ -72,7 +66,7 @@ class TrainingStep:
         # Both are the same on all processes, so all of them decide alike.
         applied = loss.isfinite() & grad_norm.isfinite()
         if self.accelerator.scaler is None:
-            # Fused Adam reads it on the device, where it leaves weights and moments alone: nobody waits for the answer.
+            # Fused Adam reads the flag on the device and skips the update there, so that the CPU need not wait for it.
             self.optimizer.optimizer.found_inf = (~applied).float()
             self.optimizer.step()
         elif applied:
@@ -83,19 +77,14 @@ class TrainingStep:
         return StepResult(loss, grad_norm, patch_loss, applied)
 
     def _zero_gradient(self) -> None:
-        # Several processes exchange gradients in buckets that stay, and the gradients are views of them. Given up,
-        # they would be made anew beside the buckets.
+        # With several processes, gradients are views of the buckets in which they are exchanged, and stay allocated.
         self.optimizer.zero_grad(set_to_none=self.accelerator.num_processes == 1)
 
     def load_optimizer(self, state: dict[str, Any]) -> None:
-        """Go on from the optimizer of a checkpoint, which may be one of an Adam that was not fused.
-
-        Args:
-            state: what `state_dict` returned there.
-        """
+        """Load the state dict of an Adam, fused or not."""
         groups = [{**group, "fused": True, "foreach": None} for group in state["param_groups"]]
         self.optimizer.load_state_dict({**state, "param_groups": groups})
-        # Fused Adam walks through parameters and moments side by side, in memory.
+        # Fused Adam needs moments in the memory layout of their parameters.
         for parameter, state in self.optimizer.optimizer.state.items():
             for name, values in state.items():
                 if values.shape == parameter.shape and values.stride() != parameter.stride():
@@ -109,10 +98,10 @@ class TrainingStep:
     def _gradient(self, step: int, micro_batches: list[Tensor]) -> Tensor:
         """Add up the gradient of all micro-batches; returns the mean loss of each patch, (N*N,).
 
-        When memory runs out everything begins anew, with smaller passes and the same random draws.
+        When memory runs out, the step is repeated with smaller passes and the same random draws.
 
         Raises:
-            InputError: a single patch does not fit, or the other processes are already in the exchange of gradients.
+            InputError: a single patch does not fit, or memory runs out while gradients are exchanged.
         """
         while True:
             with contextlib.suppress(torch.OutOfMemoryError):
@@ -147,28 +136,26 @@ class TrainingStep:
 
     @contextlib.contextmanager
     def _pass(self, x_0: Tensor, exchange: bool) -> Iterator[Callable[[Tensor], None]]:
-        """Processes exchange gradients in the last pass of an optimizer step; before it, gradients add up locally."""
+        """Gradients add up locally; processes exchange them in the last pass of an optimizer step."""
         if exchange:
-            yield self._exchange(x_0)(self.accelerator.backward)
+            yield functools.partial(self._exchange, x_0)
         else:
             with self.accelerator.no_sync(self.diffusion.unet):
                 yield self.accelerator.backward
 
-    @contextlib.contextmanager
-    def _exchange(self, x_0: Tensor) -> Iterator[None]:
-        """The backward pass in which processes exchange gradients: with others in it, it cannot be begun anew."""
+    def _exchange(self, x_0: Tensor, loss: Tensor) -> None:
         try:
-            yield
+            self.accelerator.backward(loss)
         except torch.OutOfMemoryError as error:
             if self.accelerator.num_processes == 1:
                 raise
-            raise InputError(
+            raise InputError(  # the other processes take part in the exchange and would not repeat it
                 f"the device of process {self.accelerator.process_index} ran out of memory while gradients were "
                 f"exchanged, with {self._patches_a_pass(x_0)} patches in a pass; set trainer.patch_batch_size to less."
             ) from error
 
     def _clip(self) -> Tensor:
-        """Clip the gradient if the config says so; returns its norm before."""
+        """Clip the gradient if the config says so; returns its norm before clipping."""
         parameters = list(self.diffusion.parameters())
         if self.config.max_grad_norm is not None:
             return self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm)

@@ -167,12 +167,12 @@ class Watched(nn.Module):
 
     def __init__(self, unet, room=1000):
         super().__init__()
-        self.unet, self.room, self.patch_batching = unet, room, []
+        self.unet, self.room, self.pass_sizes = unet, room, []
 
     def forward(self, patches, content, position, t):
         if len(patches) > self.room:
             raise torch.OutOfMemoryError("no room")
-        self.patch_batching.append(len(patches))
+        self.pass_sizes.append(len(patches))
         return self.unet(patches, content, position, t)
 
 
@@ -181,7 +181,7 @@ def test_passes_hold_what_was_asked_for(make_diffusion, size, passes):
     diffusion, x_t, t = make_diffusion(), torch.randn(3, 3, 8, 8), torch.tensor([0, 9, 4])
     diffusion.unet = Watched(diffusion.unet)
     diffusion.predict(x_t, t, size)
-    assert diffusion.unet.patch_batching == passes
+    assert diffusion.unet.pass_sizes == passes
     assert [len(batch.target) for batch in diffusion.training_batches(x_t, t, x_t, size)] == passes
 
 
@@ -196,7 +196,7 @@ def test_padded_passes_are_of_one_size_and_give_the_same(make_diffusion, size):
     torch.testing.assert_close(diffusion.predict(x_0, t, size), wanted, atol=1e-5, rtol=1e-5)
     losses = [diffusion.patch_losses(batch) for batch in diffusion.training_batches(x_0, t, noise, size)]
     assert len(torch.cat(losses)) == 12
-    assert len(set(diffusion.unet.patch_batching)) == 1
+    assert len(set(diffusion.unet.pass_sizes)) == 1
     torch.cat(losses).mean().backward()
     for parameter, gradient in zip(diffusion.parameters(), gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-4)
@@ -210,13 +210,13 @@ def test_padded_passes_keep_their_size_when_there_are_fewer_images(make_diffusio
     for count in (3, 1, 2):
         found = diffusion.predict(x_t[:count], t[:count])
         torch.testing.assert_close(found, wanted[:count], atol=1e-5, rtol=1e-5)
-    assert diffusion.unet.patch_batching == [12, 12, 12]
+    assert diffusion.unet.pass_sizes == [12, 12, 12]
     diffusion.unet.room = 7
     with pytest.warns(RuntimeWarning, match="going on with 6"):
         diffusion.predict(x_t[:1], t[:1])
-    assert diffusion.unet.patch_batching == [12, 12, 12, 4]
+    assert diffusion.unet.pass_sizes == [12, 12, 12, 4]
     diffusion.predict(x_t, t)
-    assert diffusion.unet.patch_batching == [12, 12, 12, 4, 6, 6]
+    assert diffusion.unet.pass_sizes == [12, 12, 12, 4, 6, 6]
 
 
 def test_out_of_memory_halves_the_passes_and_changes_nothing_else(make_diffusion):
@@ -228,10 +228,10 @@ def test_out_of_memory_halves_the_passes_and_changes_nothing_else(make_diffusion
         pytest.warns(RuntimeWarning, match="with 6 patches in a pass; going on with 3"),
     ):
         got = diffusion.predict(x_t, t)
-    assert diffusion.unet.patch_batching == [3, 3, 3, 3]
+    assert diffusion.unet.pass_sizes == [3, 3, 3, 3]
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
     diffusion.predict(x_t, t)  # which remembers, and is not told again
-    assert diffusion.unet.patch_batching == [3] * 8
+    assert diffusion.unet.pass_sizes == [3] * 8
 
 
 def test_out_of_memory_in_the_middle_goes_on_from_there(make_diffusion):
@@ -241,7 +241,7 @@ def test_out_of_memory_in_the_middle_goes_on_from_there(make_diffusion):
     watched.register_forward_hook(lambda *_: setattr(watched, "room", 2))
     with pytest.warns(RuntimeWarning, match="with 4 patches in a pass; going on with 2"):
         got = diffusion.predict(x_t, t, 4)
-    assert watched.patch_batching == [4, 2, 2, 2, 2]
+    assert watched.pass_sizes == [4, 2, 2, 2, 2]
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
 
 
@@ -467,7 +467,7 @@ def test_learns_four_images_by_heart(make_diffusion):
     assert sum(losses[:5]) / 5 > 0.4
     assert sum(losses[-50:]) / 50 < 0.25
     with torch.no_grad():
-        drawn = draw(diffusion, range(12), sampler="ddim", steps=None, eta=0, patch_batch_size=None)
+        drawn = draw(diffusion, range(12), sampler="ddim")
     apart = (drawn[:, None] - x_0).abs().mean(dim=(2, 3, 4))  # (drawn, learnt)
     assert apart.amin(dim=1).median() < 0.15
     assert len(apart.argmin(dim=1).unique()) > 1

@@ -31,7 +31,7 @@ def dated(path, seconds):
 def test_those_saved_last_come_first(folder):
     """Step 50 was saved after step 100: the run was taken back. Equal times leave the higher step in front."""
     paths = [dated(folder.checkpoint(step), seconds) for step, seconds in ((50, 3), (100, 2), (99, 1), (2, 1))]
-    assert folder.saved() == paths
+    assert folder.by_age() == paths
 
 
 def test_latest_is_the_one_saved_last(folder):
@@ -83,12 +83,12 @@ def test_last_is_a_copy_where_there_are_no_links(folder, monkeypatch):
     assert folder.last_checkpoint.read_text() == "step 1"
 
 
-def test_metrics_after_the_resumed_step_are_forgotten(folder):
+def test_metrics_after_the_resumed_step_are_removed(folder):
     folder.append_metrics([{"step": 10}, {"step": 20}])
     folder.append_metrics([{"step": 30}])
     with open(folder.metrics, "a") as file:
         file.write('{"step": 4')  # cut off by a kill
-    folder.forget_metrics_after(20)
+    folder.remove_metrics_after(20)
     assert [json.loads(line) for line in folder.metrics.read_text().splitlines()] == [{"step": 10}, {"step": 20}]
 
 

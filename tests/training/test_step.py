@@ -199,7 +199,7 @@ import sys
 from pathlib import Path
 
 import torch
-from test_training_step import build, images, SEED
+from training.test_step import build, images, SEED
 from patch_based_ddpm.randomness import Purpose, generator
 
 step = build(patch_batch_size=3, gradient_accumulate_every=2)

@@ -1,23 +1,24 @@
-"""Runs that are killed, signalled and resumed, as real commands: they end with what the undisturbed run ends with."""
+"""Runs that are killed, signalled and resumed, as real commands, end with the result of an undisturbed run."""
 
+import os
 import random
 import signal
-import sys
 import time
 
 import psutil
 import pytest
 
-from patch_based_ddpm import checkpoint
+from patch_based_ddpm import checkpoint, command_line
+from patch_based_ddpm import train as train_command
 from patch_based_ddpm.signals import REQUEUE_STATUS
+from patch_based_ddpm.training import trainer
 from patch_based_ddpm.training.run_folder import RunFolder
 from support.commands import family, launch_line, metrics, running, train, wait_until, write_config
-from support.runs import assert_same, timeless
+from support.runs import assert_same, mixed_images, timeless
 
 
 def command(folder, **trainer):
-    """A training command that needs no launcher, as it starts faster."""
-    return [sys.executable, "-m", "patch_based_ddpm.train", "--config", write_config(folder, **trainer)]
+    return launch_line("-m", "patch_based_ddpm.train", "--config", write_config(folder, **trainer), processes=None)
 
 
 def logged_steps(folder):
@@ -25,14 +26,14 @@ def logged_steps(folder):
     return path.read_text().count("\n") if path.exists() else 0
 
 
-def assert_same_run(folder, undisturbed):
+def assert_same_run(folder, other):
     """The same weights, averages, moments, logged figures and preview."""
-    (last,) = {RunFolder(place / "run").steps()[-1] for place in (folder, undisturbed)}
-    got, wanted = (checkpoint.read(RunFolder(place / "run").checkpoint(last)) for place in (folder, undisturbed))
+    (last,) = {RunFolder(place / "run").steps()[-1] for place in (folder, other)}
+    got, wanted = (checkpoint.read(RunFolder(place / "run").checkpoint(last)) for place in (folder, other))
     assert got.pop("config") != wanted.pop("config")  # the folders differ
     assert_same(got, wanted)
-    assert timeless(metrics(folder)) == timeless(metrics(undisturbed))
-    previews = [RunFolder(place / "run").preview(last).read_bytes() for place in (folder, undisturbed)]
+    assert timeless(metrics(folder)) == timeless(metrics(other))
+    previews = [RunFolder(place / "run").preview(last).read_bytes() for place in (folder, other)]
     assert previews[0] == previews[1]
 
 
@@ -80,53 +81,56 @@ def test_a_run_that_is_killed_again_and_again(tmp_path, request):
     print(f"killed {kills} times: " + ", ".join(f"{where.count(kind)} in the {kind}" for kind in sorted(set(where))))
     with running([*line, "--resume", "latest"], tmp_path) as process:
         assert process.wait() == 0, (tmp_path / "err").read_text()
-    (tmp_path / "undisturbed").mkdir()
-    with running(command(tmp_path / "undisturbed", **options), tmp_path / "undisturbed") as process:
-        assert process.wait() == 0
-    assert_same_run(tmp_path, tmp_path / "undisturbed")
+    assert_same_run(tmp_path, undisturbed(tmp_path, **options))
     assert set(where) == set(moments), where
+
+
+def undisturbed(tmp_path, **options):
+    """The folder of the same run, done in this process."""
+    folder = tmp_path / "undisturbed"
+    folder.mkdir()
+    train_command.main(["--config", str(write_config(folder, **options))])
+    return folder
 
 
 @pytest.mark.slow
 def test_signals_to_one_process(tmp_path):
-    options = {"train_num_steps": 120, "save_and_sample_every": 50, "num_workers": 1}
-    line, run = command(tmp_path, **options), RunFolder(tmp_path / "run")
+    options = {"train_num_steps": 60, "save_and_sample_every": 40}
+    line, run = command(tmp_path, num_workers=1, **options), RunFolder(tmp_path / "run")
     with running(line, tmp_path) as process:
-        wait_until(lambda: logged_steps(tmp_path) >= 10, process)
+        wait_until(lambda: logged_steps(tmp_path) >= 5, process)
         process.send_signal(signal.SIGUSR1)
         wait_until(lambda: run.steps(), process)
         (asked_for,) = run.steps()
-        assert asked_for < 50
-        wait_until(lambda: logged_steps(tmp_path) > asked_for + 5, process)
-        for member in family(process):  # a scheduler means all of them
+        assert asked_for < 40
+        wait_until(lambda: logged_steps(tmp_path) > asked_for + 2, process)
+        for member in family(process):  # as a scheduler does it
             member.send_signal(signal.SIGTERM)
         assert process.wait() == REQUEUE_STATUS, (tmp_path / "err").read_text()
     stopped = run.steps()[-1]
-    assert stopped == logged_steps(tmp_path) < 120
+    assert stopped == logged_steps(tmp_path) < 60
     assert f"Stopped by SIGTERM at step {stopped}; --resume latest goes on." in (tmp_path / "out").read_text()
     with running([*line, "--resume", "latest"], tmp_path) as process:
-        wait_until(lambda: logged_steps(tmp_path) > stopped + 5, process)
+        wait_until(lambda: logged_steps(tmp_path) > stopped + 2, process)
         for member in family(process):  # as Ctrl-C in a terminal
             member.send_signal(signal.SIGINT)
         assert process.wait() == REQUEUE_STATUS
-    with running([*line, "--resume", "latest"], tmp_path) as process:
-        assert process.wait() == 0
-    (tmp_path / "undisturbed").mkdir()
-    with running(command(tmp_path / "undisturbed", **options), tmp_path / "undisturbed") as process:
-        assert process.wait() == 0
-    assert_same_run(tmp_path, tmp_path / "undisturbed")
+    train_command.main(["--config", str(write_config(tmp_path, **options)), "--resume", "latest"])
+    assert_same_run(tmp_path, undisturbed(tmp_path, **options))
 
 
-@pytest.mark.slow
-def test_a_second_interrupt_stops_at_once(tmp_path):
-    """Its steps take long enough, hundreds of images each, for both to arrive within one."""
-    line = command(tmp_path, train_num_steps=10**6, save_and_sample_every=10**6, train_batch_size=600)
-    with running(line, tmp_path) as process:
-        wait_until(lambda: logged_steps(tmp_path) >= 1, process)
-        process.send_signal(signal.SIGINT)
-        wait_until(lambda: "interrupt again" in (tmp_path / "err").read_text(), process, pause=0)
-        process.send_signal(signal.SIGINT)
-        assert process.wait() == 128 + signal.SIGINT
+def test_a_second_interrupt_stops_within_the_step(tmp_path, monkeypatch, capfd):
+    def interrupted(step, micro_batches):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the step goes on")
+
+    monkeypatch.setattr(trainer.TrainingStep, "__call__", lambda self, *arguments: interrupted(*arguments))
+    monkeypatch.setattr("sys.argv", ["train", "--config", str(write_config(tmp_path))])
+    with pytest.raises(SystemExit) as status:
+        command_line.run(train_command.main)
+    assert status.value.code == 128 + signal.SIGINT
+    assert "interrupt again to stop at once" in capfd.readouterr().err
     assert RunFolder(tmp_path / "run").steps() == []
 
 
@@ -145,31 +149,46 @@ def test_a_run_stops_with_its_launcher(tmp_path):
 
 
 @pytest.mark.slow
-def test_signals_to_two_processes(tmp_path):
-    options = {"train_num_steps": 90, "save_and_sample_every": 40, "gradient_accumulate_every": 2, "num_workers": 1}
-    config, run = write_config(tmp_path, log_every=2, **options), RunFolder(tmp_path / "run")
+def test_two_processes_that_are_signalled_and_killed(tmp_path):
+    """Signals to the second one, the death of the second one, a signal to the launcher."""
+    images = mixed_images(tmp_path / "images")
+    options = {"train_num_steps": 60, "save_and_sample_every": 25, "gradient_accumulate_every": 2}
+    options |= {"train_dataset_dir": str(images), "on_bad_image": "skip", "patch_batch_size": 3, "preview_count": 3}
+    config, run = write_config(tmp_path, **options), RunFolder(tmp_path / "run")
     line = launch_line("-m", "patch_based_ddpm.train", "--config", config, "--resume", "latest", processes=2)
     with running(line, tmp_path) as launcher:
         wait_until(lambda: logged_steps(tmp_path) >= 3, launcher)
         second = trainers(launcher)[1]
         second.send_signal(signal.SIGUSR1)
         wait_until(lambda: run.steps(), launcher)
-        assert run.steps()[0] < 40
+        assert run.steps()[0] < 25
         second.send_signal(signal.SIGTERM)
         assert launcher.wait() == 1  # of accelerate's own, whatever its processes end with
     assert f"exitcode  : {REQUEUE_STATUS}" in (tmp_path / "err").read_text()
     stopped = run.steps()[-1]
     assert run.steps() == sorted({run.steps()[0], stopped})
     with running(line, tmp_path) as launcher:
-        wait_until(lambda: 2 * logged_steps(tmp_path) > stopped + 5, launcher)
+        wait_until(lambda: logged_steps(tmp_path) > stopped + 2, launcher)
+        members = family(launcher)
+        trainers(launcher)[1].kill()
+        assert launcher.wait(timeout=60) == 1
+        _, alive = psutil.wait_procs(members, timeout=60)
+        assert not alive
+    assert "Signal 9 (SIGKILL) received" in (tmp_path / "err").read_text()
+    reached = logged_steps(tmp_path)
+    with running(line, tmp_path) as launcher:
+        wait_until(lambda: logged_steps(tmp_path) > reached, launcher)
         launcher.terminate()
         assert launcher.wait() == 1
     assert f"Stopped by SIGTERM at step {run.steps()[-1]};" in (tmp_path / "out").read_text()
+    assert run.steps()[-1] < 60
     with running(line, tmp_path) as launcher:
         assert launcher.wait() == 0, (tmp_path / "err").read_text()
     (tmp_path / "undisturbed").mkdir()
-    undisturbed = write_config(tmp_path / "undisturbed", log_every=2, **options)
-    assert train("--config", undisturbed, processes=2).returncode == 0
+    whole = train("--config", write_config(tmp_path / "undisturbed", **options), processes=2)
+    assert whole.returncode == 0, whole.stderr
+    assert "on 2 process(es)" in whole.stdout
+    assert metrics(tmp_path)[-1]["bad_images"] == 1
     assert_same_run(tmp_path, tmp_path / "undisturbed")
 
 
@@ -183,16 +202,3 @@ def trainers(launcher):
 def is_trainer(process):
     line = process.cmdline()
     return "patch_based_ddpm.train" in line and "accelerate.commands.launch" not in line
-
-
-@pytest.mark.slow
-def test_a_process_that_dies_takes_the_run_down_with_its_error(tmp_path):
-    config = write_config(tmp_path, train_num_steps=10**6, save_and_sample_every=10**6)
-    with running(launch_line("-m", "patch_based_ddpm.train", "--config", config, processes=2), tmp_path) as launcher:
-        wait_until(lambda: logged_steps(tmp_path) >= 3, launcher)
-        members = family(launcher)
-        trainers(launcher)[1].kill()
-        assert launcher.wait(timeout=60) == 1
-        _, alive = psutil.wait_procs(members, timeout=60)
-        assert not alive
-    assert "Signal 9 (SIGKILL) received" in (tmp_path / "err").read_text()

@@ -1,6 +1,8 @@
 import json
+import math
 import struct
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,15 +14,14 @@ from patch_based_ddpm.training.tracking import Tracker, record
 from support.commands import ROOT, environment, metrics, train, write_config
 
 SCALARS = {"loss": 0.5, "grad_norm": float("nan")}
-HEAT_MAP = np.array([[0.25, 0.5], [0.75, np.nan]])
+PATCH_LOSS = np.array([[0.25, 0.5], [0.75, np.nan]])
 
 
 def make_tracker(folder, **trainer):
     config = Config.load(write_config(folder, **trainer))
     run = RunFolder(folder / "run")
     run.create()
-    log_with = "wandb" if config.trainer.wandb_enabled else None
-    return Tracker(Accelerator(cpu=True, log_with=log_with), config, run)
+    return Tracker(Accelerator(cpu=True), config, run)
 
 
 def records(path):
@@ -60,7 +61,7 @@ def wandb_records(folder):
 def test_without_wandb_the_metrics_go_to_the_file(tmp_path):
     tracker = make_tracker(tmp_path)
     tracker.start()
-    tracker.log(10, SCALARS, HEAT_MAP)
+    tracker.log(10, SCALARS, PATCH_LOSS)
     tracker.log_preview(10, np.zeros((4, 4, 3), np.uint8))
     tracker.finish()
     wanted = {"step": 10, "loss": 0.5, "grad_norm": None, "patch_loss": [[0.25, 0.5], [0.75, None]]}
@@ -81,7 +82,7 @@ def test_a_wandb_that_cannot_start_does_not_stop_the_run(tmp_path, monkeypatch, 
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     tracker = make_tracker(tmp_path, wandb_enabled=True)
     tracker.start()
-    tracker.log(1, SCALARS, HEAT_MAP)
+    tracker.log(1, SCALARS, PATCH_LOSS)
     tracker.finish()
     assert attempts == [None, "offline"]  # as the user set it up, then without the network
     assert len(metrics(tmp_path)) == 1
@@ -96,10 +97,20 @@ def test_a_wandb_that_breaks_in_the_middle_does_not_stop_the_run(tmp_path, capsy
     tracker = make_tracker(tmp_path)
     tracker.wandb = Broken()
     for step in (1, 2):
-        tracker.log(step, SCALARS, HEAT_MAP)
+        tracker.log(step, SCALARS, PATCH_LOSS)
     tracker.finish()
     assert len(metrics(tmp_path)) == 2
     assert capsys.readouterr().out.count("disk full") == 1
+
+
+def test_an_interval_without_an_applied_step_reaches_wandb(tmp_path):
+    logged = []
+    tracker = make_tracker(tmp_path)
+    tracker.wandb = SimpleNamespace(log=logged.append)
+    tracker.log(1, {"loss": float("nan")}, np.full((2, 2), np.nan))
+    assert math.isnan(logged[0]["loss"])
+    assert not np.any(logged[0]["patch_loss"].image)
+    assert metrics(tmp_path) == [{"step": 1, "loss": None, "patch_loss": [[None, None], [None, None]]}]
 
 
 def test_a_login_that_wandb_cannot_look_up_means_offline(tmp_path, monkeypatch, capsys):
@@ -152,7 +163,7 @@ def test_an_offline_run_holds_what_was_logged_and_continues_when_resumed(tmp_pat
     home = {"WANDB_MODE": "", "HOME": str(tmp_path), "WANDB_API_KEY": "", "NETRC": str(tmp_path / "none")}
     env = {name: value for name, value in environment(**home).items() if name != "WANDB_MODE"}
     assert "WANDB_MODE" not in env
-    done = train("--config", config, env=env)
+    done = train("--config", config, env=env, processes=None)
     assert done.returncode == 0, done.stderr
     assert "no login found, recording offline" in done.stdout
 
@@ -168,7 +179,9 @@ def test_an_offline_run_holds_what_was_logged_and_continues_when_resumed(tmp_pat
     assert held["model"] == json.loads((tmp_path / "run" / "config.json").read_text())["model"]
 
     first_id = (tmp_path / "run" / "wandb_run_id").read_text()
-    again = train("--config", config, "--resume", tmp_path / "run" / "checkpoints" / "model-3.pt", env=env)
+    again = train(
+        "--config", config, "--resume", tmp_path / "run" / "checkpoints" / "model-3.pt", env=env, processes=None
+    )
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "run" / "wandb_run_id").read_text() == first_id
     runs = {path.name for path in (tmp_path / "run" / "wandb").glob("offline-run-*")}
@@ -178,5 +191,5 @@ def test_an_offline_run_holds_what_was_logged_and_continues_when_resumed(tmp_pat
 
 def test_package_imports_without_wandb():
     """Only users of wandb need it: nothing imports it at the top of a module."""
-    for path in (ROOT / "patch_based_ddpm").glob("*.py"):
+    for path in (ROOT / "patch_based_ddpm").rglob("*.py"):
         assert "\nimport wandb" not in path.read_text(), path

@@ -11,7 +11,9 @@ from patch_based_ddpm import Config, checkpoint
 from patch_based_ddpm.config import DiffusionConfig
 from patch_based_ddpm.data.sources import open_source
 from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.training.metrics import TrainingMetrics
 from patch_based_ddpm.training.run_folder import RunFolder
+from patch_based_ddpm.training.step import StepResult
 from patch_based_ddpm.training.trainer import Trainer
 from support.commands import metrics, write_config
 from support.runs import assert_same, contents, make_trainer, timeless
@@ -28,7 +30,7 @@ from support.runs import assert_same, contents, make_trainer, timeless
     ids=lambda options: "-".join(options),
 )
 def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, resumed_at, options):
-    """Within an epoch of five images, across epochs, between two reports, and again and again."""
+    """Within an epoch of five images, across epochs, within a log interval, and again and again."""
     images = tmp_path / "images"
     images.mkdir()
     for i in range(5):
@@ -50,8 +52,40 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, resumed_at, option
         assert_same(got, wanted)
         assert last.folder.preview(step).read_bytes() == whole.folder.preview(step).read_bytes()
     lines = timeless(metrics(folder))
-    assert lines == timeless(metrics(tmp_path / "from 0"))[-len(lines) :]
     assert [line["step"] for line in lines] == [step for step in (3, 6, 7) if step > resumed_at[-1]]
+    wanted = timeless(metrics(tmp_path / "from 0"))[-len(lines) :]
+    cut = resumed_at[-1] % 3 != 0 and resumed_at[-1] < 6  # the first line averages the steps since the resume alone
+    assert lines[cut:] == wanted[cut:]
+
+
+def test_a_log_interval_begins_anew_when_a_run_is_resumed(tmp_path):
+    for place in ("each", "three", "resumed"):
+        (tmp_path / place).mkdir()
+    options = {"train_num_steps": 6, "save_and_sample_every": 1, "preview_count": 0}
+    make_trainer(tmp_path / "each", **options).train()
+    whole = make_trainer(tmp_path / "three", log_every=3, **options)
+    whole.train()
+    resumed = make_trainer(tmp_path / "resumed", log_every=3, **options)
+    resumed.resume(whole.folder.checkpoint(1))
+    resumed.train()
+    steps = metrics(tmp_path / "each")
+    for name, wanted in (("three", [steps[0:3], steps[3:6]]), ("resumed", [steps[1:3], steps[3:6]])):
+        for line, interval in zip(metrics(tmp_path / name), wanted, strict=True):
+            for key in ("loss", "grad_norm", "patch_loss"):
+                assert np.allclose(line[key], np.mean([step[key] for step in interval], axis=0), rtol=1e-12)
+
+
+def test_an_old_checkpoint_with_a_log_interval_in_it_is_continued(tmp_path):
+    trainer = make_trainer(tmp_path, preview_count=0)
+    trainer.train()
+    held = torch.load(trainer.folder.checkpoint(3), weights_only=True)
+    checkpoint.save(tmp_path / "old.pt", {**held, "window": torch.ones(1, 2, 7)})
+    (tmp_path / "b").mkdir()
+    resumed = make_trainer(tmp_path / "b", preview_count=0)
+    resumed.resume(tmp_path / "old.pt")
+    resumed.train()
+    assert_same(contents(resumed, 6)["model"], contents(trainer, 6)["model"])
+    assert timeless(metrics(tmp_path / "b")) == timeless(metrics(tmp_path))[3:]
 
 
 def test_moments_of_another_memory_layout_are_those_of_the_same_weights(tmp_path):
@@ -73,6 +107,18 @@ def test_moments_of_another_memory_layout_are_those_of_the_same_weights(tmp_path
     resumed.resume(tmp_path / "rows.pt")
     resumed.train()
     assert_same(contents(resumed, 6)["model"], contents(whole, 6)["model"])
+
+
+def test_resuming_verifies_checksums(tmp_path):
+    """A flipped bit of a weight, which unpickling does not notice."""
+    trainer = make_trainer(tmp_path, train_num_steps=1)
+    trainer.train()
+    path = trainer.folder.checkpoint(1)
+    data = bytearray(path.read_bytes())
+    data[data.index(trainer.unet.state_dict()["condition.time.weight"].numpy().tobytes())] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"model-1\.pt: is damaged; the checksum of"):
+        trainer.resume(path)
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):
@@ -107,14 +153,14 @@ def test_fp16_survives_overflow_and_resumes(tmp_path):
     for place in ("whole", "resumed"):
         (tmp_path / place).mkdir()
     trainer, averages, applied = make_trainer(tmp_path / "whole", mixed_accelerator("fp16", 2.0**20), **options), [], []
-    count = trainer.skips.count
+    add = trainer.metrics.add
 
-    def watch(step_applied):
-        applied.append(bool(step_applied))
+    def watch(result):
+        applied.append(bool(result.applied))
         averages.append(trainer.ema.ema_model.conv_out.weight.clone())  # of the step before
-        count(step_applied)
+        add(result)
 
-    trainer.skips.count = watch
+    trainer.metrics.add = watch
     trainer.train()
     skipped = applied.index(True)
     assert 0 < skipped < 12
@@ -268,7 +314,41 @@ def test_steps_that_are_not_finite_are_counted_and_leave_the_average_alone(tmp_p
     assert_same(trainer.ema.ema_model.state_dict(), before)
     last = metrics(tmp_path)[-1]
     assert (last["skipped_steps"], last["loss"], last["grad_norm"]) == (6, None, None)
+    assert last["patch_loss"] == [[None, None], [None, None]]
     assert contents(trainer, 6)["skipped_steps"] == 6
+
+
+def test_metrics_average_the_applied_steps(tmp_path):
+    """One step that is not finite leaves the other steps' means as they are, that of each patch too."""
+    trainer = make_trainer(tmp_path, log_every=3, preview_count=0)
+    add, results = trainer.metrics.add, []
+
+    def watch(result):
+        if trainer.step == 2:
+            bad = {key: torch.full_like(getattr(result, key), torch.nan) for key in ("loss", "grad_norm", "patch_loss")}
+            result = StepResult(**bad, applied=torch.tensor(False))
+        results.append(result)
+        add(result)
+
+    trainer.metrics.add = watch
+    trainer.train()
+    line = metrics(tmp_path)[0]
+    assert line["skipped_steps"] == 1
+    for key in ("loss", "grad_norm", "patch_loss"):
+        wanted = torch.stack([getattr(results[i], key).double() for i in (0, 2)]).mean(dim=0)
+        assert np.ravel(line[key]) == pytest.approx(wanted.ravel().tolist(), rel=1e-12)
+
+
+@pytest.mark.parametrize(("applied", "total", "in_a_row"), [([1, 0, 0, 1, 0], 3, 2), ([0, 0, 0], 3, 3), ([1], 0, 0)])
+@pytest.mark.parametrize("log_every", [1, 2, 5])
+def test_skipped_steps_are_counted_across_intervals(applied, total, in_a_row, log_every):
+    collected, longest, zero = TrainingMetrics(skipped_steps=10), [], torch.zeros(())
+    for i, was_applied in enumerate(applied):
+        collected.add(StepResult(zero, zero, torch.zeros(4), torch.tensor(bool(was_applied))))
+        if (i + 1) % log_every == 0 or i == len(applied) - 1:
+            longest.append(collected.end_interval().skipped_in_a_row)
+    assert collected.skipped_steps() == 10 + total
+    assert max(longest) == in_a_row
 
 
 def test_too_many_of_them_in_a_row_stop_the_run(tmp_path):
@@ -301,7 +381,7 @@ def test_a_published_checkpoint_can_be_continued(tmp_path, monkeypatch):
     optimizer = ours.pop("optimizer")
     theirs = {"state": {}, "param_groups": []}
     published_read = {**ours, "published": True, "published_model": {}, "optimizer": theirs, "step": 5}
-    monkeypatch.setattr(checkpoint, "read", lambda path: published_read)
+    monkeypatch.setattr(checkpoint, "read", lambda path, verify: published_read)
     seen = []
 
     def translate(given, model, order):
@@ -332,7 +412,7 @@ def test_a_published_checkpoint_goes_on_learning(tmp_path, published_state):
     before = {name: values.clone() for name, values in resumed.unet.state_dict().items()}
     resumed.train()
     assert resumed.step == 6
-    assert resumed.skips.figures()[0] == 0
+    assert resumed.metrics.skipped_steps() == 0
     assert not torch.equal(resumed.unet.state_dict()["conv_in.weight"], before["conv_in.weight"])
     assert resumed.training_step.optimizer.optimizer.state[resumed.unet.conv_in.weight]["step"] == 3
 
@@ -363,12 +443,39 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 def test_a_checkpoint_of_another_objective_is_refused(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.save()
-    other = dataclasses.replace(trainer.whole_config, diffusion=DiffusionConfig(objective="pred_v"))
-    trainer.whole_config = other
+    other = dataclasses.replace(trainer.config, diffusion=DiffusionConfig(objective="pred_v"))
+    trainer.config = other
     with pytest.raises(
         InputError, match=r"was trained with diffusion\.objective pred_noise, but the configuration says"
     ):
         trainer.resume(trainer.folder.checkpoint(0))
+
+
+def without(state, *keys):
+    return {key: value for key, value in state.items() if key not in keys}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda adam: {"state": adam["state"], "param_groups": []},
+        lambda adam: {"state": adam["state"], "param_groups": adam["param_groups"] * 2},
+        lambda adam: adam | {"param_groups": [adam["param_groups"][0] | {"params": [0, 1]}]},
+        lambda adam: adam | {"state": adam["state"] | {0: adam["state"][1]}},
+        lambda adam: adam | {"state": adam["state"] | {0: without(adam["state"][0], "exp_avg_sq")}},
+        lambda adam: adam | {"state": adam["state"] | {len(adam["state"]): adam["state"][0]}},
+        lambda adam: adam | {"state": None},
+    ],
+    ids=["no group", "two groups", "fewer", "shape", "no second moment", "more", "no state"],
+)
+def test_an_optimizer_of_another_network_is_refused(tmp_path, change):
+    trainer = make_trainer(tmp_path, train_num_steps=1)
+    trainer.train()
+    held = contents(trainer, 1)
+    path = tmp_path / "other.pt"
+    checkpoint.save(path, held | {"config": held["config"].to_dict(), "optimizer": change(held["optimizer"])})
+    with pytest.raises(InputError, match=r"other\.pt: the optimizer state does not fit the configuration's model; "):
+        trainer.resume(path)
 
 
 def test_a_model_goes_on_with_a_halo(tmp_path, capsys):
@@ -399,4 +506,4 @@ def test_weights_alone_cannot_be_continued(tmp_path):
 def test_the_checkpoint_carries_the_resolved_config(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.save()
-    assert contents(trainer, 0)["config"] == trainer.whole_config
+    assert contents(trainer, 0)["config"] == trainer.config

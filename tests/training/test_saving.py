@@ -8,8 +8,8 @@ import torch
 
 from patch_based_ddpm import checkpoint
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.signals import Wish
-from patch_based_ddpm.training.saver import MAX_FAILED_SAVES
+from patch_based_ddpm.signals import SignalRequest
+from patch_based_ddpm.training.trainer import MAX_FAILED_SAVES
 from support.runs import contents, make_trainer
 
 
@@ -30,13 +30,13 @@ def full_disk(monkeypatch):
 
 def test_a_run_survives_a_disk_that_is_full_for_a_while(tmp_path, full_disk, capsys):
     trainer = make_trainer(tmp_path, train_num_steps=12, save_and_sample_every=2, preview_count=0)
-    count = trainer.skips.count
+    add = trainer.metrics.add
 
-    def fill(applied):
+    def fill(result):
         full_disk(trainer.step in (4, 6, 10))
-        count(applied)
+        add(result)
 
-    trainer.skips.count = fill
+    trainer.metrics.add = fill
     trainer.train()
     assert trainer.folder.steps() == [2, 8, 12]
     said = capsys.readouterr().out
@@ -63,7 +63,7 @@ def test_a_run_whose_last_step_is_not_saved_has_failed(tmp_path, full_disk):
 def test_a_stopped_run_whose_step_is_not_saved_has_failed(tmp_path, full_disk, monkeypatch):
     """A job scheduler would start it again and again from the same checkpoint."""
     trainer = make_trainer(tmp_path, train_num_steps=9, save_and_sample_every=9, preview_count=0)
-    monkeypatch.setattr(trainer.signals, "agreed", lambda: Wish.STOP if trainer.step == 4 else Wish.NOTHING)
+    monkeypatch.setattr(trainer.signals, "requested", lambda: SignalRequest.STOP if trainer.step == 4 else 0)
     full_disk(True)
     with pytest.raises(InputError, match=r"^step 4, the last one, could not be saved\.$"):
         trainer.train()
@@ -84,14 +84,14 @@ def test_the_real_thing_a_file_that_may_not_grow(tmp_path):
 
 def test_a_folder_that_vanishes_is_made_anew(tmp_path):
     trainer = make_trainer(tmp_path, train_num_steps=6, save_and_sample_every=3, preview_count=1)
-    count = trainer.skips.count
+    add = trainer.metrics.add
 
-    def vanish(applied):
+    def vanish(result):
         if trainer.step == 4:
             shutil.rmtree(trainer.folder.root)
-        count(applied)
+        add(result)
 
-    trainer.skips.count = vanish
+    trainer.metrics.add = vanish
     trainer.train()
     assert contents(trainer, 6)["step"] == 6
     assert trainer.folder.preview(6).exists()
@@ -107,14 +107,14 @@ def test_what_else_cannot_be_written_is_told_and_written_later(tmp_path, capsys)
     trainer = make_trainer(tmp_path, train_num_steps=4, save_and_sample_every=2, preview_count=1)
     trainer.folder.metrics.mkdir()
     trainer.folder.preview(2).mkdir()
-    count = trainer.skips.count
+    add = trainer.metrics.add
 
-    def mend(applied):
+    def mend(result):
         if trainer.step == 3:
             trainer.folder.metrics.rmdir()
-        count(applied)
+        add(result)
 
-    trainer.skips.count = mend
+    trainer.metrics.add = mend
     trainer.train()
     said = capsys.readouterr().out
     assert "metrics.jsonl could not be written: Is a directory. The run goes on." in said

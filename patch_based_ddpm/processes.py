@@ -1,0 +1,47 @@
+"""Exchanges between the CPUs of a command's processes, which may take as long as one process works while others wait.
+
+The accelerator's own collectives run on the GPUs where there are any, and time out soon, so that a hung GPU is noticed.
+"""
+
+import functools
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import distributed
+from torch.distributed import ProcessGroup
+
+LONG_WAIT = timedelta(days=1)
+
+
+@functools.cache
+def cpu_group(world: ProcessGroup) -> ProcessGroup:
+    """Collective: the gloo group of all processes, made at the first call.
+
+    Args:
+        world: `torch.distributed.group.WORLD`.
+    """
+    return distributed.new_group(backend="gloo", timeout=LONG_WAIT)
+
+
+def gather(value: Any) -> list[Any]:
+    """Collective: the value of each process, in their order; `value` can be pickled."""
+    if not distributed.is_initialized():
+        return [value]
+    values = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value, group=cpu_group(distributed.group.WORLD))
+    return values
+
+
+def from_main(value: Any) -> Any:
+    """Collective: the value of the main process; `value` can be pickled."""
+    return gather(value)[0]
+
+
+def maximum(value: int) -> int:
+    """Collective: the largest value of any process."""
+    if not distributed.is_initialized():
+        return value
+    largest = torch.tensor(value)
+    distributed.all_reduce(largest, distributed.ReduceOp.MAX, cpu_group(distributed.group.WORLD))
+    return int(largest)
