@@ -409,7 +409,7 @@ def test_other_errors_are_sentences_too(tmp_path):
     (tmp_path / "file").touch()
     for flags, words in (
         (["--dim", "10"], "model.dim is 10; it must be a multiple of resnet_block_groups"),
-        (["--patch-dividers", "3"], "model.patch_divider is 3; it must divide image_size 128"),
+        (["--patch-dividers", "3"], "model.patch_divider is 3; it must be one of 1, 2, 4, 8, 16"),
         (["--config", str(tmp_path / "missing.json")], "missing.json"),
         (["--dim", "8"], r"--out-dir '.*file' cannot be used"),
     ):
