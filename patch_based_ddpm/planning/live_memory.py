@@ -146,7 +146,7 @@ class _CountingMode(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if function.namespace == "aten":
-            # Inference mode dispatches a composite operator as a whole; its intermediate tensors count too.
+            # A composite operator may arrive as a whole, as under inference mode; its intermediate tensors count too.
             with self:
                 result = function.decompose(*args, **kwargs)
             if result is not NotImplemented:

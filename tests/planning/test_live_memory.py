@@ -5,10 +5,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from patch_based_ddpm.planning.live_memory import KINDS, LiveMemory, peak_memory
-
-MIB = 2**20
-KIB = 2**10
+from patch_based_ddpm.planning.live_memory import KIB, KINDS, MIB, LiveMemory, peak_memory
 
 
 def test_the_peak_of_the_process_counts_what_was_held_for_a_moment():
@@ -75,21 +72,18 @@ def test_what_lives_inside_an_operator_made_of_others_counts_in_every_mode():
     assert seen[0] > (2 * 4 + 4) * KIB
 
 
-def train_a_step(model, optimizer, x):
-    model(x).sum().backward()
-    optimizer.step()
-    optimizer.zero_grad()
-
-
 def test_training_is_told_apart():
     model = nn.Sequential(layer(256), nn.Sigmoid(), layer(256))
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     x = torch.zeros(4, 256)
-    train_a_step(model, optimizer, x)
+    model(x).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
     with LiveMemory(model, optimizer) as memory:
         for _ in range(2):
             model(x).sum().backward()
         optimizer.step()
+        optimizer.zero_grad()  # gradients that are gone when the context closes count as well
     peak = memory.peak()
     assert peak.weights == 2 * 256 * KIB
     assert peak.gradients == 3 * 256 * KIB  # the second backward pass makes one, then adds it to what is there
@@ -106,3 +100,12 @@ def test_copies_of_weights_in_another_precision_are_weights():
     assert peak.weights == (256 + 128) * KIB
     assert peak.gradients == (256 + 128) * KIB  # in bfloat16 first
     assert peak.activations < 32 * KIB
+
+
+def test_a_gradient_that_autograd_copies_counts_though_it_is_gone_in_the_end():
+    """The gradient of a sum is one number, expanded; `.grad` is a copy with the parameter's strides."""
+    model = layer(256)
+    with LiveMemory(model) as memory:
+        model.weight.sum().backward()
+        model.zero_grad()
+    assert memory.peak().gradients >= 256 * KIB

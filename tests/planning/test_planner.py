@@ -192,7 +192,6 @@ def test_recomputing_holds_less():
     assert held[0] < 0.6 * held[1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "N", "most"), [(128, 1, 60), (128, 2, 16), (128, 4, 5), (128, 8, 2), (256, 4, 16), (256, 8, 6)]
 )
@@ -202,14 +201,12 @@ def test_sampling_activations_of_the_papers_network(size, N, most):
     assert peak.weights == pytest.approx(483.7 * MIB, rel=1e-3)
 
 
-@pytest.mark.slow
 def test_a_large_picture_on_a_small_card():
     peak = planner.sampling_peak(paper(16, 1024), batch_size=1, patch_batch_size=1, dtype=torch.bfloat16)
     assert peak.total < 340 * MIB
     assert peak.weights == pytest.approx(242 * MIB, rel=1e-2)
 
 
-@pytest.mark.slow
 def test_with_a_halo_memory_grows_as_the_window_and_falls_as_the_square_of_the_divider():
     held = {}
     for n, halo in ((2, 0), (2, 16), (4, 8)):  # a quarter of the patch on each side: windows of 1.5^2 times its pixels
