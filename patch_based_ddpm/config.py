@@ -1,94 +1,108 @@
-"""The configuration of a run: frozen dataclasses, strict JSON in and out, and the one home of every default.
+"""The configuration of a run: frozen sections, read from strict JSON; the one home of every default and key's meaning.
 
-A file has three sections, `trainer`, `model` and `diffusion`. Every value is checked when it is loaded; what is wrong
-is said in one sentence that names the file, the field, the value and the rule.
+`PYTHONPATH=.:tests python -m support.config_page` copies the keys into docs/configuration.md.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import math
+from typing import Annotated, Literal
 
-from patch_based_ddpm import strict_json
+from pydantic import Field, StrictBool, StrictFloat, StrictInt
+
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.files import write_json
-from patch_based_ddpm.strict_json import field, required
+from patch_based_ddpm.strict_json import ConfigFile, Folder, NonNegative, Positive, Seed, Text, key, section
 
-MAX_IMAGE_SIZE = 2**16
-MAX_LEVELS = 16
+Width = Annotated[StrictInt, Field(ge=1, le=2**20)]
+Side = Annotated[StrictInt, Field(ge=1, le=2**16)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@section("trainer")
 class TrainerConfig:
-    """How to train: data, steps, optimizer, averaging, what is saved and shown."""
+    """How to train: data, steps, optimizer, averaging, checkpoints, logging and previews."""
 
-    train_dataset_dir: str = required("folder of images, LSUN LMDB folder, or `builtin:faces`")
-    log_dir: str = required("folder of the run: config, metrics, checkpoints, previews")
-    ema_decay: float = field(0.995, "decay of the averaged weights", least=0, most=1)
-    train_batch_size: int = field(32, "images per process and forward-backward pass", least=1)
-    train_lr: float = field(1e-4, "learning rate of Adam", above=0)
-    train_num_steps: int = field(100000, "optimizer steps", least=1)
-    gradient_accumulate_every: int = field(1, "batches per optimizer step", least=1)
-    use_amp: bool = field(False, "the published switch for fp16; `mixed_precision` says more")
-    step_start_ema: int = field(2000, "before this step the averaged weights are a copy of the model", least=0)
-    update_ema_every: int = field(10, "steps between two updates of the averaged weights", least=1)
-    save_and_sample_every: int = field(1000, "steps between two checkpoints with their preview", least=1)
-    checkpoints_total_limit: int | None = field(None, "so many checkpoints stay, the newest; null: all", least=1)
-    num_workers: int | None = field(
-        None, "processes that load images, per training process; null: its share of the cores", least=0
+    train_dataset_dir: Folder = key(..., "Folder of images, LSUN LMDB folder, or `builtin:faces`.")
+    log_dir: Folder = key(..., "Folder of the run: config, metrics, checkpoints and previews.")
+    ema_decay: StrictFloat = key(0.995, "Decay of the averaged (EMA) weights at each update.", ge=0, le=1)
+    train_batch_size: Positive = key(32, "Images per process in one forward and backward pass.")
+    train_lr: StrictFloat = key(1e-4, "Learning rate of Adam.", gt=0)
+    train_num_steps: Positive = key(100000, "Optimizer steps.")
+    gradient_accumulate_every: Positive = key(1, "Batches per optimizer step; their gradients are averaged.")
+    use_amp: StrictBool = key(False, "Train in fp16. The key of published configs; `mixed_precision` has bf16 too.")
+    step_start_ema: NonNegative = key(2000, "First step that averages weights; until then they are copied.")
+    update_ema_every: Positive = key(10, "Steps between two updates of the averaged weights.")
+    save_and_sample_every: Positive = key(1000, "Steps between two checkpoints, each with a preview.")
+    checkpoints_total_limit: Positive | None = key(None, "Checkpoints to keep, the newest ones. null keeps all.")
+    num_workers: NonNegative | None = key(
+        None, "Processes that load images, per training process. null: an equal share of the machine's cores."
     )
-    seed: int = field(
-        1234, "seed of weights, data order, flips, noise, and of the built-in faces", least=0, below=2**63
+    seed: Seed = key(1234, "Seed of initial weights, data order, flips, noise, timesteps and the built-in faces.")
+    wandb_enabled: StrictBool = key(False, "Report the run to wandb.")
+    wandb_project: Text | None = key(None, "Project on wandb. null: `patch_based_ddpm`.")
+    wandb_name: Text | None = key(None, "Name of the run on wandb. null: the name of the folder `log_dir`.")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = key(
+        None, "Precision of the forward and backward pass. null: accelerate's setting."
     )
-    wandb_enabled: bool = field(False, "report to wandb")
-    wandb_project: str | None = field(None, "wandb project; null: `patch_based_ddpm`")
-    wandb_name: str | None = field(None, "wandb run name; null: the name of `log_dir`")
-    mixed_precision: str | None = field(
-        None, "`no`, `fp16` or `bf16`; null: what accelerate was launched with", choices=("no", "fp16", "bf16")
+    patch_batch_size: Positive | None = key(
+        None, "Patches per forward and backward pass: fewer take less memory, the gradient is the same. null: all."
     )
-    patch_batch_size: int | None = field(
-        None, "patches per forward-backward pass, less is less memory; null: all", least=1
+    recompute_activations: StrictBool = key(
+        False, "Recompute activations in the backward pass instead of keeping them: less memory, slower."
     )
-    recompute_activations: bool = field(
-        False, "keep each level's input alone and compute the rest again in the backward pass: slower, less memory"
+    compile: StrictBool = key(False, "Compile the network with `torch.compile`.")
+    horizontal_flip: StrictBool = key(True, "Mirror each image with probability 1/2.")
+    on_bad_image: Literal["stop", "skip"] = key(
+        "stop", "If an image cannot be read, end the run, or use the next image and count the bad one."
     )
-    compile: bool = field(False, "compile the network with torch.compile")
-    horizontal_flip: bool = field(True, "mirror every second image at random")
-    on_bad_image: str = field("stop", "`stop` at an unreadable image, or `skip` and count it", choices=("stop", "skip"))
-    cache_images: bool = field(False, "resize the images once, and read them from a memory-mapped file in `log_dir`")
-    max_grad_norm: float | None = field(None, "clip the gradient's L2 norm; null: off", above=0)
-    lr_warmup_steps: int = field(0, "steps over which the learning rate rises linearly; 0: off", least=0)
-    max_skipped_steps: int = field(20, "stop after so many steps in a row with a non-finite loss or gradient", least=1)
-    log_every: int = field(10, "steps between two lines of metrics", least=1)
-    preview_count: int = field(36, "images in a preview; 0: no previews", least=0)
-    preview_sampler: str = field("ddpm", "`ddpm`, `ddim` or `dpm-solver++`")
-    preview_steps: int | None = field(None, "sampling steps of a preview; null: all, or 20 of `dpm-solver++`", least=1)
-    preview_eta: float = field(0.0, "its noise on the way: see `--eta` of `sample`", least=0, most=1)
-    preview_order: int | None = field(None, "of `dpm-solver++`: 1, 2 or 3; null: 2")
+    cache_images: StrictBool = key(False, "Resize all images once, into a memory-mapped file in `log_dir`.")
+    max_grad_norm: StrictFloat | None = key(None, "Clip the gradient to this L2 norm. null: no clipping.", gt=0)
+    lr_warmup_steps: NonNegative = key(0, "Steps over which the learning rate rises linearly. 0: no warm-up.")
+    max_skipped_steps: Positive = key(20, "Consecutive steps with a non-finite loss or gradient that end the run.")
+    log_every: Positive = key(10, "Steps between two lines of `metrics.jsonl`.")
+    preview_count: NonNegative = key(36, "Images in each preview. 0: no previews.")
+    preview_sampler: Text = key("ddpm", "Sampler of the previews, one of those of `sample --sampler`.")
+    preview_steps: Positive | None = key(
+        None, "Sampling steps of a preview, at most `diffusion.timesteps`. null: all, or 20 with `dpm-solver++`."
+    )
+    preview_eta: StrictFloat = key(
+        0.0,
+        "Noise that a preview's sampler adds: `ddim` from 0, none, to 1, as much as `ddpm`; `dpm-solver++` 0 or 1; "
+        "with `ddpm` itself it stays 0.",
+        ge=0,
+        le=1,
+    )
+    preview_order: Annotated[StrictInt, Field(ge=1, le=3)] | None = key(
+        None, "Order of `dpm-solver++` in previews; null with the other samplers. null: 2."
+    )
 
 
-@dataclass(frozen=True, kw_only=True)
+@section("model")
 class ModelConfig:
     """The network and the geometry of its images and patches."""
 
-    dim: int = required("width of the first level", least=4)
-    init_dim: int | None = field(None, "width after the first convolution; null: `dim // 3 * 2`", least=1)
-    out_dim: int | None = field(None, "accepted at null or `channels`")
-    dim_mults: tuple[int, ...] = field(
-        (1, 2, 4, 8), "width of each level over `dim`; each but the first halves the patch", least=1
+    dim: Width = key(..., "Channels of the first level; even, at least 4, and a multiple of `resnet_block_groups`.")
+    init_dim: Width | None = key(None, "Channels after the first convolution. null: `dim // 3 * 2`.")
+    out_dim: Positive | None = key(None, "Must be null or equal `channels`; published configs have the key.")
+    dim_mults: tuple[Width, ...] = key(
+        (1, 2, 4, 8),
+        "Channels of each level as a multiple of `dim`, the first 1. Each level but the first halves the resolution.",
+        min_length=1,
+        max_length=16,
     )
-    channels: int = field(3, "1 grey, 3 RGB, 4 RGBA", choices=(1, 3, 4))
-    resnet_block_groups: int = field(8, "groups of the group normalisations; divides `dim`", least=1)
-    learned_variance: bool = field(False, "accepted at false")
-    patch_divider: int = field(4, "N: the image is cut into N x N patches; 1 is the ordinary DDPM", least=1)
-    image_size: int | tuple[int, int] = field(128, "side in pixels, or `[height, width]`", least=1, most=MAX_IMAGE_SIZE)
-    halo: int = field(0, "pixels around its patch that the network sees too, so that borders fit; 0: none", least=0)
-    position_conditioning: bool = field(True, "tell the network where a patch lies; false is an ablation")
-    global_content_conditioning: bool = field(True, "show it the pooled whole image; false is an ablation")
+    channels: StrictInt = key(3, "Image channels: 1 for grey, 3 for RGB, 4 for RGBA.")
+    resnet_block_groups: Positive = key(8, "Groups of each group normalisation.")
+    learned_variance: StrictBool = key(False, "Must be false; published configs have the key.")
+    patch_divider: Positive = key(4, "N: the image is split into N x N patches. 1 is the ordinary DDPM.")
+    image_size: Side | tuple[Side, Side] = key(128, "Side of square images in pixels, or `[height, width]`.")
+    halo: Annotated[StrictInt, Field(ge=0, le=2**16)] = key(
+        0, "Pixels around its patch that the network also sees, so that neighbouring patches match. The paper has 0."
+    )
+    position_conditioning: StrictBool = key(True, "Tell the network where its patch lies. false: an ablation.")
+    global_content_conditioning: StrictBool = key(
+        True, "Show the network the whole noisy image, pooled to patch size. false: an ablation."
+    )
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -110,113 +124,53 @@ class ModelConfig:
         return dataclasses.replace(self, patch_divider=patch_divider, halo=0 if patch_divider == 1 else self.halo)
 
     def __post_init__(self) -> None:
-        if self.out_dim not in (None, self.channels):
-            raise InputError(
-                f"model.out_dim is {self.out_dim}; only null or channels ({self.channels}) works, because the network "
-                "predicts one value per channel and no variance."
-            )
-        if self.learned_variance:
-            raise InputError(
-                "model.learned_variance is true; it must be false, because the paper's loss trains no variance."
-            )
-        if self.dim_mults[0] != 1:
-            raise InputError(
-                f"model.dim_mults is {list(self.dim_mults)}; its first value must be 1, the level of width dim."
-            )
-        if len(self.dim_mults) > MAX_LEVELS:
-            raise InputError(f"model.dim_mults has {len(self.dim_mults)} levels; it must have at most {MAX_LEVELS}.")
-        if self.dim % 2:
-            raise InputError(f"model.dim is {self.dim}; it must be even, half of it are sines and half cosines.")
-        if self.dim % self.resnet_block_groups:
-            raise InputError(
-                f"model.dim is {self.dim}; it must be a multiple of resnet_block_groups ({self.resnet_block_groups})."
-            )
-        self._check_patches()
+        levels, halvings = len(self.dim_mults), 2 ** (len(self.dim_mults) - 1)
+        self._require(self.channels in (1, 3, 4), "channels", "1, 3 or 4")
+        self._require(self.out_dim in (None, self.channels), "out_dim", f"null or channels ({self.channels})")
+        self._require(not self.learned_variance, "learned_variance", "false: the paper's loss trains no variance")
+        self._require(self.dim_mults[0] == 1, "dim_mults", "a list whose first value is 1")
+        self._require(self.dim >= 4 and self.dim % 2 == 0, "dim", "even and at least 4")
+        groups = self.resnet_block_groups
+        self._require(self.dim % groups == 0, "dim", f"a multiple of resnet_block_groups ({groups})")
+        most, rest = divmod(math.gcd(*self.image_shape), halvings)
+        self._require(rest == 0, "image_size", f"a multiple of {halvings} on every side ({levels} levels)")
+        fits = [n for n in range(1, most + 1) if most % n == 0]
+        sides = f"image_size {json.dumps(self.image_size)} is divided into sides that are multiples of {halvings}"
+        rule = f"one of {', '.join(map(str, fits))}, because {sides} ({levels} levels)"
+        self._require(self.patch_divider in fits, "patch_divider", rule)
+        self._require(self.halo == 0 or self.patch_divider > 1, "halo", "0 where patch_divider is 1")
+        self._require(2 * self.halo % halvings == 0, "halo", f"a multiple of {halvings // 2} ({levels} levels)")
 
-    def _check_patches(self) -> None:
-        height, width = self.image_shape
-        halvings = 2 ** (len(self.dim_mults) - 1)
-        fits = [
-            n for n in range(1, min(height, width) + 1) if height % (n * halvings) == 0 and width % (n * halvings) == 0
-        ]
-        if not fits:
-            raise InputError(
-                f"model.image_size is {json.dumps(self.image_size)}; with {len(self.dim_mults)} levels every side must "
-                f"be a multiple of {halvings}."
-            )
-        if self.patch_divider not in fits:
-            raise InputError(
-                f"model.patch_divider is {self.patch_divider}; it must divide image_size {json.dumps(self.image_size)} "
-                f"into patches whose sides are multiples of {halvings} ({len(self.dim_mults)} levels): "
-                f"{', '.join(map(str, fits))} would do."
-            )
-        if self.halo and self.patch_divider == 1:
-            raise InputError(f"model.halo is {self.halo}; it must be 0 where patch_divider is 1: nothing lies around.")
-        if 2 * self.halo % halvings:
-            raise InputError(
-                f"model.halo is {self.halo}; it must be a multiple of {halvings // 2} ({len(self.dim_mults)} levels)."
-            )
+    def _require(self, holds: bool, key: str, rule: str) -> None:
+        if not holds:
+            raise InputError(f"model.{key} is {json.dumps(getattr(self, key))}; it must be {rule}.")
 
 
-@dataclass(frozen=True, kw_only=True)
+@section("diffusion")
 class DiffusionConfig:
-    """The forward process and what the network learns."""
+    """The forward process and the network's target."""
 
-    timesteps: int = field(1000, "T, steps of the forward process", least=2)
-    loss_type: str = field("l1", "`l1`, `l2` or `huber`", choices=("l1", "l2", "huber"))
-    objective: str = field(
-        "pred_noise", "`pred_noise`, `pred_x0` or `pred_v`", choices=("pred_noise", "pred_x0", "pred_v")
+    timesteps: Annotated[StrictInt, Field(ge=2, le=10**6)] = key(1000, "T, the steps of the forward process.")
+    loss_type: Literal["l1", "l2", "huber"] = key("l1", "Distance between the network's output and its target.")
+    objective: Literal["pred_noise", "pred_x0", "pred_v"] = key(
+        "pred_noise", "The network's target: the noise, the image, or v (Salimans & Ho 2022)."
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Config:
+@section("")
+class Config(ConfigFile):
     """A whole configuration: `Config.load(path)` reads one, `config.save(path)` writes it, every default filled in."""
 
     trainer: TrainerConfig
     model: ModelConfig
-    diffusion: DiffusionConfig = dataclasses.field(default_factory=DiffusionConfig)
+    diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
 
     def __post_init__(self) -> None:
-        trainer, steps = self.trainer, self.trainer.preview_steps
+        trainer, steps, timesteps = self.trainer, self.trainer.preview_steps, self.diffusion.timesteps
         if trainer.use_amp and trainer.mixed_precision not in (None, "fp16"):
             raise InputError(
                 f'trainer.mixed_precision is "{trainer.mixed_precision}" but use_amp is true, which means fp16; '
                 "set one of them."
             )
-        if steps is not None and steps > self.diffusion.timesteps:
-            raise InputError(
-                f"trainer.preview_steps is {steps}; it must be at most {self.diffusion.timesteps}, diffusion.timesteps."
-            )
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Config:
-        """Read a configuration file.
-
-        Args:
-            path: a JSON file.
-
-        Raises:
-            InputError: the file cannot be read, is not JSON, or holds a key or value that does not fit.
-        """
-        try:
-            return cls.from_dict(strict_json.parse(strict_json.read_text(path)))
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from None
-
-    @classmethod
-    def from_dict(cls, data: Any) -> Config:
-        """Check plain JSON data and build the configuration.
-
-        Raises:
-            InputError: a key or value does not fit.
-        """
-        return strict_json.build(cls, data, "the configuration")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data, every default filled in."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the configuration as JSON, every default filled in."""
-        write_json(Path(path), self.to_dict())
+        if steps is not None and steps > timesteps:
+            raise InputError(f"trainer.preview_steps is {steps}; it must be at most diffusion.timesteps ({timesteps}).")

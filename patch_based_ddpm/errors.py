@@ -1,18 +1,18 @@
-"""The kind of error that is the user's to mend: commands print its sentence and leave the traceback to bugs."""
+"""Errors that the user can correct: commands print their sentence and end with status 2; only bugs have tracebacks."""
 
 import contextlib
 from collections.abc import Iterator
 
 
 class InputError(ValueError):
-    """What was given cannot work; the message is one sentence that names the file or field, the value and the rule."""
+    """The input cannot work; the message is one sentence that names the file or field, the value and the rule."""
 
 
-class OnePatchTooMany(InputError):  # noqa: N818 - it is caught for what it is
-    """The device has no room for a single patch."""
+class OnePatchTooMany(InputError):  # noqa: N818
+    """A single patch does not fit into the device's memory."""
 
 
-class DamagedCheckpoint(InputError):  # noqa: N818 - it is caught for what it is
+class DamagedCheckpoint(InputError):  # noqa: N818
     """A checkpoint file that cannot be read, or whose bytes are not those that were written."""
 
 

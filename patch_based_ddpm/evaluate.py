@@ -11,19 +11,16 @@ from typing import Any, NamedTuple
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from patch_based_ddpm import command_line, sample
+from patch_based_ddpm import command_line
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.data.sources import BUILTIN_FACES
-from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.evaluation import image_sets, metrics, sliced_wasserstein
-from patch_based_ddpm.evaluation.face_consistency import SMALLEST_READING
-from patch_based_ddpm.evaluation.fid import FEWEST_IMAGES, Extractor
-from patch_based_ddpm.evaluation.statistics import Collector, ImageStatistics, join, stretch_of
+from patch_based_ddpm.errors import InputError, explain_os_error
+from patch_based_ddpm.evaluation import face_consistency, fid, image_sets, metrics, sliced_wasserstein
+from patch_based_ddpm.evaluation.metrics import ImageStatistics
 from patch_based_ddpm.files import write_json
 from patch_based_ddpm.generation import options as sampling
-from patch_based_ddpm.generation.image_folder import check_finite
+from patch_based_ddpm.generation.image_folder import GRID_NAME, check_finite
 from patch_based_ddpm.model.diffusion import GaussianDiffusion
 from patch_based_ddpm.training import tracking
 
@@ -34,7 +31,7 @@ Batches = Callable[[range], Iterable[Tensor]]  # the images at some positions of
 
 
 class _Samples(NamedTuple):
-    """What is to be judged; without a count there is nothing, and the data set alone is described."""
+    """The images to judge; without a count there are none, and only the data set is described."""
 
     shape: tuple[int, int, int]
     patch_divider: int
@@ -53,31 +50,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     N = samples.patch_divider
     if height % N or width % N:
         raise InputError(f"--patch-divider is {N}; it must divide both sides, {height} and {width}.")
-    _make_folder(args.cache_dir)
+    with explain_os_error(f"--cache-dir {str(args.cache_dir)!r} cannot be used"):
+        args.cache_dir.mkdir(parents=True, exist_ok=True)
     on_bad_image = "stop" if samples.config is None else samples.config.trainer.on_bad_image
     data, stamp = image_sets.open_data(args.data, samples.shape, args.data_count, args.cache_dir, on_bad_image)
     extractor = None
     if args.fidelity:
         _check_fidelity(samples, len(data.indexes))
         with accelerator.local_main_process_first():  # one download serves all
-            extractor = Extractor(args.inception_weights, accelerator.device)
+            extractor = fid.Extractor(args.inception_weights, accelerator.device)
+    readable = channels == 3 and min(height, width) >= face_consistency.SMALLEST_SIDE
+    collect = partial(_collect, accelerator, faces=args.data == BUILTIN_FACES and readable, extractor=extractor)
 
-    options = {
-        "faces": args.data == BUILTIN_FACES and channels == 3 and min(height, width) >= SMALLEST_READING,
-        "extractor": extractor,
-    }
     key = json.dumps([stamp, extractor and extractor.stamp])
-    cache = args.cache_dir / f"statistics-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+    cache = args.cache_dir / f"statistics-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
     real = ImageStatistics.load(cache) if accelerator.is_main_process else None
     (cached,) = broadcast_object_list([real is not None])
     if not cached:
-        batches = partial(data.batches, batch_size=args.batch_size)
-        real = _collect(accelerator, "data", len(data.indexes), batches, **options)
+        real = collect("data", len(data.indexes), partial(data.batches, batch_size=args.batch_size))
         if accelerator.is_main_process:
             _write(cache, real.save)
-    generated = None
-    if samples.count is not None:
-        generated = _collect(accelerator, "samples", samples.count, samples.batches, **options)
+    generated = None if samples.count is None else collect("samples", samples.count, samples.batches)
     if accelerator.is_main_process:
         rows = metrics.figures(generated, real, N)
         print(metrics.table(rows, (samples.count, real.count)))
@@ -86,8 +79,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             _write(args.out, partial(write_json, content=report))
             print(f"\nEvery figure and what it means is in {args.out}.")
         if args.wandb:
+            values = {row.name: row.data if row.samples is None else row.samples for row in rows}
+            scalars = {name: value for name, value in values.items() if value is not None}
             project = samples.config and samples.config.trainer.wandb_project
-            tracking.record(report, _scalars(rows), project=project, folder=args.cache_dir)
+            tracking.record(report, scalars, project=project, folder=args.cache_dir)
     accelerator.end_training()
 
 
@@ -103,25 +98,17 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--config", metavar="FILE", help="configuration: of a published checkpoint, or of --data without samples"
     )
+    count = {"type": command_line.positive_int, "metavar": "N"}
+    parser.add_argument("--n-samples", **count, help=f"to draw from --ckpt (default: {COUNT})")
     parser.add_argument(
-        "--n-samples", type=command_line.positive_int, metavar="N", help=f"to draw from --ckpt (default: {COUNT})"
+        "--data-count", default=COUNT, **count, help=f"real images, chosen at random (default: {COUNT} or all)"
     )
     parser.add_argument(
-        "--data-count",
-        type=command_line.positive_int,
-        default=COUNT,
-        metavar="N",
-        help=f"real images to take, at random (default: {COUNT}, or all if there are fewer)",
-    )
-    parser.add_argument(
-        "--patch-divider",
-        type=command_line.positive_int,
-        metavar="N",
-        help="look for seams on the borders of N x N patches (default: the model's)",
+        "--patch-divider", **count, help="look for seams on the borders of N x N patches (default: the model's)"
     )
     parser.add_argument("--fidelity", action="store_true", help="also FID, KID, precision, recall (torch-fidelity)")
     parser.add_argument(
-        "--inception-weights", type=Path, metavar="FILE", help="of torch-fidelity's Inception (default: it downloads)"
+        "--inception-weights", type=Path, metavar="FILE", help="of torch-fidelity's Inception (default: download them)"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the figures as JSON")
     parser.add_argument("--wandb", action="store_true", help="also report them to wandb")
@@ -136,16 +123,16 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--data alone needs --config, which says how large its images are")
     if args.inception_weights is not None and not args.fidelity:
         parser.error("--inception-weights goes with --fidelity")
-    idle = [name for name in ("n_samples", *_sampling(args)) if getattr(args, name) != parser.get_default(name)]
-    if args.ckpt is None and idle:
-        parser.error(f"--{idle[0].replace('_', '-')} goes with --ckpt")
+    unused = [name for name in ("n_samples", *_sampling(args)) if getattr(args, name) != parser.get_default(name)]
+    if args.ckpt is None and unused:
+        parser.error(f"--{unused[0].replace('_', '-')} goes with --ckpt")
     sampling.check_flags(args)
     args.n_samples = args.n_samples or COUNT
     return args
 
 
 def _sampling(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags that say how to draw, and nothing about reading."""
+    """The flags that say how to draw; --batch-size is for reading files, too."""
     flags = argparse.ArgumentParser()
     sampling.add_flags(flags)
     return {name: getattr(args, name) for name in vars(flags.parse_args([])) if name != "batch_size"}
@@ -153,7 +140,7 @@ def _sampling(args: argparse.Namespace) -> dict[str, Any]:
 
 def _samples(args: argparse.Namespace, accelerator: Accelerator) -> _Samples:
     if args.samples is not None:
-        images = image_sets.open_samples(args.samples, leave_out=sample.GRID_NAME)
+        images = image_sets.open_samples(args.samples, leave_out=GRID_NAME)
         batches = partial(images.batches, batch_size=args.batch_size)
         return _Samples(images.shape, args.patch_divider or 1, len(images.indexes), batches)
     if args.ckpt is None:
@@ -162,63 +149,51 @@ def _samples(args: argparse.Namespace, accelerator: Accelerator) -> _Samples:
     else:
         diffusion = sampling.load_model(args, accelerator, args.n_samples)
         config, count = diffusion.config, args.n_samples
-        batches = partial(_drawn, diffusion, args, accelerator.is_main_process)
+        batches = partial(_draw, diffusion, args, accelerator.is_main_process)
     model = config.model
     shape = (model.channels, *model.image_shape)
     return _Samples(shape, args.patch_divider or model.patch_divider, count, batches, config)
 
 
-def _drawn(diffusion: GaussianDiffusion, args: argparse.Namespace, show: bool, positions: range) -> Iterator[Tensor]:
-    seeds = image_sets.shuffled(args.n_samples, args.n_samples)[positions.start : positions.stop]  # as a folder's files
-    for start in range(0, len(seeds), args.batch_size):
-        batch = seeds[start : start + args.batch_size]
+def _draw(diffusion: GaussianDiffusion, args: argparse.Namespace, show: bool, positions: range) -> Iterator[Tensor]:
+    seeds = image_sets.shuffled(args.n_samples, args.n_samples)  # the order in which a folder's files are read
+    for start in range(positions.start, positions.stop, args.batch_size):
+        batch = seeds[start : min(start + args.batch_size, positions.stop)]
         images = sampling.draw_batch(diffusion, batch, args, show)
         for seed, image in zip(batch, images, strict=True):
             check_finite(seed, image)
         yield images
 
 
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--cache-dir {str(path)!r} cannot be used: {error.strerror}.") from None
-
-
 def _check_fidelity(samples: _Samples, real: int) -> None:
     if samples.shape[0] == 4:
         raise InputError("--fidelity takes grey or RGB images; these have 4 channels.")
     for name, count in (("samples", samples.count), ("real images", real)):
-        if count is not None and count < FEWEST_IMAGES:
-            raise InputError(f"--fidelity needs at least {FEWEST_IMAGES} {name}; there are {count}.")
+        if count is not None and count < fid.FEWEST_IMAGES:
+            raise InputError(f"--fidelity needs at least {fid.FEWEST_IMAGES} {name}; there are {count}.")
 
 
 def _collect(
-    accelerator: Accelerator, what: str, count: int, batches: Batches, *, faces: bool, extractor: Extractor | None
+    accelerator: Accelerator, label: str, count: int, batches: Batches, *, faces: bool, extractor: fid.Extractor | None
 ) -> ImageStatistics | None:
-    """Take the statistics of a set, every process of its own stretch; the main process gets them all."""
-    own = stretch_of(count, accelerator.process_index, accelerator.num_processes)
-    collector = Collector(count, own.start, faces=faces, extractor=extractor)
-    show = accelerator.is_main_process
-    with tqdm(total=len(own), desc=what, unit="image", disable=not show, dynamic_ncols=True) as bar:
-        for images in batches(own):
-            collector.add(images.to(accelerator.device))
-            bar.update(len(images))
-    stretches = gather_object([collector.result()])
-    return join(stretches) if accelerator.is_main_process else None
+    """Collect the statistics of a set, each process of its own share; only the main process gets them."""
+    share = metrics.share_of(count, accelerator.process_index, accelerator.num_processes)
+    options = {"device": accelerator.device, "show": accelerator.is_main_process}
+    own = metrics.collect(batches(share), share, count, label=label, faces=faces, extractor=extractor, **options)
+    shares = gather_object([own])
+    return metrics.join(shares) if accelerator.is_main_process else None
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    try:
+    with explain_os_error(f"{path} cannot be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}.") from None
 
 
 def _report(
     args: argparse.Namespace, samples: _Samples, real: int, cache: Path, rows: list[metrics.Figure]
 ) -> dict[str, Any]:
+    """The content of --out."""
     judged = None
     if samples.count is not None:
         drawn = {} if args.ckpt is None else _sampling(args)
@@ -231,12 +206,6 @@ def _report(
         "figures": metrics.as_json(rows),
         "definitions": metrics.DEFINITIONS,
     }
-
-
-def _scalars(rows: list[metrics.Figure]) -> dict[str, float]:
-    """The samples' figures, or those of the data where there are no samples."""
-    values = {row.name: row.data if row.samples is None else row.samples for row in rows}
-    return {name: value for name, value in values.items() if value is not None}
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ SUFFIX = ".unfinished"
 
 @contextlib.contextmanager
 def atomic_write(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
-    """Open a file for writing that appears under its name when the block has ended, and not at all if it fails.
+    """Open a file for writing that replaces `path` when the block ends, and leaves it alone if the block fails.
 
     Args:
-        path: the file; its folder exists. What was there before stays until then.
-        shared: several processes may write it at once; each has an unfinished file of its own, and the last one wins.
+        path: the file; its folder exists.
+        shared: several processes may write the file at once; the last one to end wins.
 
     Yields:
         A binary file to write into.
@@ -34,24 +34,20 @@ def atomic_write(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         unfinished.replace(path)
     except BaseException:
-        with contextlib.suppress(OSError):  # a full disk needs the space, and the failure itself is the news
+        with contextlib.suppress(OSError):  # frees a full disk; the first error is the one to raise
             unfinished.unlink(missing_ok=True)
         raise
     flush_folder(path.parent)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON data, whole or not at all.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write JSON data, whole or not at all. Raises OSError."""
     with atomic_write(path) as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
 def flush_folder(folder: Path) -> None:
-    """Flush to disk which files a folder holds, where the system can: a name may be lost though the file is safe."""
+    """Flush the names of a folder's files to disk, where the system can."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,28 +1,25 @@
 """Draw images: `accelerate launch -m patch_based_ddpm.sample --ckpt FILE --out-dir DIR`."""
 
 import argparse
-import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from PIL import Image
+from tqdm.auto import tqdm
 
 from patch_based_ddpm import command_line
-from patch_based_ddpm.data import pictures
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.generation import animation, image_folder, npz, options
-from patch_based_ddpm.generation.image_folder import SampleFolder
-from patch_based_ddpm.generation.progress import watched
+from patch_based_ddpm.generation import animation, image_folder, options
+from patch_based_ddpm.generation.animation import Animation
+from patch_based_ddpm.generation.image_folder import ARCHIVE_NAME, GRID_NAME, ImageFolder
 from patch_based_ddpm.model.diffusion import GaussianDiffusion
+from patch_based_ddpm.samplers import SEED_LIMIT
 
-GRID_NAME = "grid.png"
-GRID_LIMIT = 1024  # images in a grid; more would make a picture that few programs open
-LIST_LIMIT = 10**6  # seeds that are listed; a single range is not kept in memory
-SEED_LIMIT = 2**32  # what a CPU generator of PyTorch tells apart
+GRID_LIMIT = 1024  # images in a grid; few programs open larger pictures
+LIST_LIMIT = 10**6  # seeds of several ranges; those of a single one are not listed in memory
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,17 +33,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     image_folder.check_place(args.out_dir)
     accelerator = command_line.start_accelerator()
     diffusion = options.load_model(args, accelerator, len(seeds))
-    folder = SampleFolder(args.out_dir, diffusion.image_shape)
+    folder = ImageFolder(args.out_dir, diffusion.image_shape)
     if args.trajectory is not None:
         animation.make_folder(args.trajectory)
     _claim(folder, diffusion, seeds, args, accelerator)
     _draw(folder, diffusion, seeds, args, accelerator)
     if accelerator.is_main_process and args.grid:
-        with image_folder.said(args.out_dir / GRID_NAME):
-            pictures.save_png(args.out_dir / GRID_NAME, _grid([folder.path(seed) for seed in seeds]))
+        folder.write_grid(seeds)
     if accelerator.is_main_process and args.npz:
-        with image_folder.said(args.out_dir / npz.NAME):
-            npz.write(args.out_dir / npz.NAME, [folder.path(seed) for seed in seeds])
+        folder.write_npz(seeds)
     grid = f", side by side in {args.out_dir / GRID_NAME}" if args.grid else ""
     accelerator.print(f"{len(seeds)} images are in {args.out_dir}{grid}.")
     accelerator.end_training()
@@ -67,9 +62,9 @@ def _parser() -> command_line.Parser:
     parser.add_argument(
         "--seed", type=command_line.non_negative_int, metavar="S", help="first of the n seeds (default: 0)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="draw images anew that are there already")
+    parser.add_argument("--overwrite", action="store_true", help="draw images again that are there already")
     parser.add_argument("--grid", action="store_true", help=f"also put all images into {GRID_NAME}")
-    parser.add_argument("--npz", action="store_true", help=f"also put all images into {npz.NAME}, as an array")
+    parser.add_argument("--npz", action="store_true", help=f"also put all images into {ARCHIVE_NAME}, as an array")
     parser.add_argument(
         "--trajectory", type=animation.file_name, metavar="FILE", help="animate the first batch, as .webp or .gif"
     )
@@ -94,48 +89,40 @@ def _seeds(parser: command_line.Parser, args: argparse.Namespace) -> Sequence[in
 
 
 def _seed_list(text: str) -> Sequence[int]:
-    seeds: set[int] = set()
-    parts = text.split(",")
-    for part in parts:
-        first, dash, last = part.partition("-")
-        last = last if dash else first
-        if not first.isdecimal() or not last.isdecimal() or int(last) < int(first):
+    ranges = []
+    for part in text.split(","):
+        match = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part)
+        if match is None or (seeds := range(int(match[1]), int(match[2] or match[1]) + 1)).stop <= seeds.start:
             raise argparse.ArgumentTypeError(f"{part!r} in {text!r} must be a seed, or a range A-B with A <= B")
-        if int(last) >= SEED_LIMIT:
+        if seeds.stop > SEED_LIMIT:
             raise argparse.ArgumentTypeError(f"{part!r} in {text!r} must be less than {SEED_LIMIT}")
-        span = range(int(first), int(last) + 1)
-        if len(parts) == 1:
-            return span
-        if len(seeds) + len(span) > LIST_LIMIT:
-            raise argparse.ArgumentTypeError(f"{text!r} names more than {LIST_LIMIT:,} seeds; that must be one range")
-        seeds.update(span)
-    return sorted(seeds)
+        ranges.append(seeds)
+    if len(ranges) > 1 and sum(map(len, ranges)) > LIST_LIMIT:
+        raise argparse.ArgumentTypeError(f"{text!r} names more than {LIST_LIMIT:,} seeds; that must be one range")
+    return ranges[0] if len(ranges) == 1 else sorted(set().union(*ranges))
 
 
 def _claim(
-    folder: SampleFolder,
+    folder: ImageFolder,
     diffusion: GaussianDiffusion,
     seeds: Sequence[int],
     args: argparse.Namespace,
     accelerator: Accelerator,
 ) -> None:
-    """Make sure that what lies in the folder was drawn as this is going to be; the main process looks."""
+    """Claim the folder in the main process; if that fails, all processes raise the error."""
     problem = None
     if accelerator.is_main_process:
         try:
-            folder.root.mkdir(parents=True, exist_ok=True)
             folder.claim(options.origin(diffusion, args), seeds, args.overwrite)
         except InputError as error:
             problem = str(error)
-        except OSError as error:
-            problem = f"--out-dir {str(folder.root)!r} cannot be used: {error.strerror}."
     (problem,) = broadcast_object_list([problem])
     if problem is not None:
         raise InputError(problem)
 
 
 def _draw(
-    folder: SampleFolder,
+    folder: ImageFolder,
     diffusion: GaussianDiffusion,
     seeds: Sequence[int],
     args: argparse.Namespace,
@@ -147,44 +134,38 @@ def _draw(
         InputError: an image is not finite or cannot be written, or some are gone at the end.
     """
     show = accelerator.is_main_process
-    wanted = seeds if isinstance(seeds, range) else frozenset(seeds)
     own = seeds[accelerator.process_index :: accelerator.num_processes]
-    to_animate = own[: args.batch_size] if show and args.trajectory is not None else ()  # even if they are there
-    missing = (seed for seed in own if seed in to_animate or not folder.is_complete(seed))
-
-    def count() -> int:
-        return sum(1 for _ in folder.present(wanted))
-
-    with watched(count, len(seeds), "images") if show else contextlib.nullcontext():
-        accelerator.wait_for_everyone()  # so that the bar begins with what was there
-        for batch in _batches(missing, args.batch_size):
-            animated = show and args.trajectory is not None and seeds[0] in batch
-            recorder = _recorder(diffusion, args) if animated else None
+    recorder, to_animate = None, ()
+    if show and args.trajectory is not None:
+        recorder = Animation(args.trajectory_of or "x_t", diffusion.patch_divider if args.patch_borders else 1)
+        to_animate = own[: args.batch_size]  # even if they are there
+    with tqdm(total=len(own), desc="images", unit="image", disable=not show, dynamic_ncols=True) as bar:
+        missing = _missing(folder, own, to_animate, bar)
+        while batch := list(islice(missing, args.batch_size)):
             images = options.draw_batch(diffusion, batch, args, show, recorder)
-            if animated:
-                with image_folder.said(args.trajectory):
+            if recorder is not None:
+                with image_folder.explain_unwritten(args.trajectory):
                     recorder.save(args.trajectory, images)
+                recorder = None  # it is of the first batch
             for seed, image in zip(batch, images.cpu(), strict=True):
                 folder.write(seed, image)
-        accelerator.wait_for_everyone()
-    if show and (left := count()) < len(seeds):
+            bar.update(len(batch))
+    accelerator.wait_for_everyone()
+    wanted = seeds if isinstance(seeds, range) else frozenset(seeds)
+    if show and (left := sum(1 for _ in folder.present(wanted))) < len(seeds):
         raise InputError(
             f"{len(seeds) - left} images in {folder.root} were removed while others were drawn; the same command draws "
             "those that are missing."
         )
 
 
-def _recorder(diffusion: GaussianDiffusion, args: argparse.Namespace) -> animation.Trajectory:
-    return animation.Trajectory(args.trajectory_of or "x_t", diffusion.patch_divider if args.patch_borders else 1)
-
-
-def _batches(seeds: Iterator[int], size: int) -> Iterator[list[int]]:
-    while batch := list(islice(seeds, size)):
-        yield batch
-
-
-def _grid(paths: list[Path]) -> np.ndarray:
-    return pictures.tile([np.array(Image.open(path)) for path in paths])
+def _missing(folder: ImageFolder, seeds: Sequence[int], even_if_there: Sequence[int], bar: tqdm) -> Iterator[int]:
+    """The seeds whose images are to be drawn; the bar counts the others."""
+    for seed in seeds:
+        if seed in even_if_there or not folder.is_complete(seed):
+            yield seed
+        else:
+            bar.update()
 
 
 if __name__ == "__main__":

@@ -1,60 +1,156 @@
-"""Strict JSON into frozen dataclasses: unknown keys, wrong types and values out of range are sentences, not surprises.
+"""Strict JSON into frozen dataclasses: pydantic checks keys, types and bounds; what is wrong becomes one sentence.
 
-It knows nothing of what the fields mean; `config.py` declares them.
+`config.py` declares the sections with `section`, `key` and the types below.
 """
 
 import dataclasses
 import difflib
+import functools
 import json
-import math
 import os
-import types
-import typing
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+import pydantic
+from pydantic import ConfigDict, Field, StrictInt, StringConstraints, TypeAdapter
 
 from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.files import write_json
 
 MAX_SHOWN = 60  # characters of a wrong value that a message repeats
+BOUNDS = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most", "exclusiveMaximum": "less than"}
+TYPE_NAMES = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "null"}
 
-RULES = {
-    "least": ("at least {}", lambda value, bound: value >= bound),
-    "most": ("at most {}", lambda value, bound: value <= bound),
-    "above": ("more than {}", lambda value, bound: value > bound),
-    "below": ("less than {}", lambda value, bound: value < bound),
-    "choices": ("one of {}", lambda value, bound: value in bound),
-}
+Positive = Annotated[StrictInt, Field(ge=1)]
+NonNegative = Annotated[StrictInt, Field(ge=0)]
+Text = Annotated[str, StringConstraints(strict=True, pattern=r"^[^\x00]*$")]
+Folder = Annotated[Text, Field(min_length=1)]
+Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
 
-TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-
-
-def field(default: Any, doc: str, **bounds: Any) -> Any:
-    """A field of a dataclass for `build`, with its line in the README's table and its bounds."""
-    return dataclasses.field(default=default, metadata={"doc": doc, **bounds})
+T = TypeVar("T", bound=type)
+C = TypeVar("C", bound="ConfigFile")
 
 
-def required(doc: str, **bounds: Any) -> Any:
-    """The same without a default."""
-    return field(dataclasses.MISSING, doc, **bounds)
+def key(default: Any, meaning: str, **rules: Any) -> Any:
+    """A key of a section: its default, or `...` where it is required; its meaning, for the docs; pydantic's rules."""
+    return Field(default, description=meaning, **rules)
 
 
-def read_text(path: str | os.PathLike[str]) -> str:
-    """Read a UTF-8 file.
+def section(name: str) -> Callable[[T], T]:
+    """Make a class a frozen dataclass whose constructor, and so `dataclasses.replace`, checks every value.
 
-    Raises:
-        InputError: it cannot be read, or is not UTF-8.
+    Args:
+        name: the section's name in messages; "" for a class made of sections.
+
+    Returns:
+        A class decorator. The constructor raises `InputError`.
     """
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"is not UTF-8 text (byte {error.start}).") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+
+    def decorate(cls: T) -> T:
+        config = ConfigDict(extra="forbid", allow_inf_nan=False)
+        cls = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=config)(cls)
+        validate = cls.__init__
+
+        def __init__(self: Any, /, **values: Any) -> None:  # noqa: N807
+            try:
+                validate(self, **values)
+            except pydantic.ValidationError as error:
+                raise InputError(_sentence(error, cls, name, values)) from None
+
+        cls.__init__ = __init__
+        return cls
+
+    return decorate
+
+
+def _sentence(error: pydantic.ValidationError, kind: type, name: str, data: dict[str, Any]) -> str:
+    problem = min(error.errors(), key=lambda problem: problem["type"] != "unexpected_keyword_argument")
+    refusal = problem.get("ctx", {}).get("error")
+    if isinstance(refusal, InputError):  # of a `__post_init__`
+        return str(refusal)
+    key, *inner = problem["loc"]
+    if inner and dataclasses.is_dataclass(section := kind.__pydantic_fields__[key].annotation):
+        kind, name, data = section, key, data[key]
+        key, *inner = inner
+    place, fields = name or "the configuration", kind.__pydantic_fields__
+    if key not in fields:
+        near = difflib.get_close_matches(key, fields, n=1)
+        hint = f'did you mean "{near[0]}"?' if near else f"the known ones are {', '.join(fields)}."
+        return f"{place} has an unknown key {_short(key)}; {hint}"
+    if key not in data:
+        return f'{place} lacks the required key "{key}".'
+    rule = "an object" if dataclasses.is_dataclass(fields[key].annotation) else allowed(kind, key)
+    return f"{f'{name}.' if name else ''}{key} is {_short(data[key])}; it must be {rule}."
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
+
+
+@functools.cache
+def allowed(kind: type, key: str) -> str:
+    """The values that a key of a section takes, in words: for the messages and for docs/configuration.md."""
+    return _in_words(TypeAdapter(kind).json_schema()["properties"][key])
+
+
+def _in_words(schema: dict[str, Any]) -> str:
+    """A JSON schema, as far as `section` uses it."""
+    if "anyOf" in schema:
+        return " or ".join(map(_in_words, schema["anyOf"]))
+    if "enum" in schema:
+        return "one of " + ", ".join(map(json.dumps, schema["enum"]))
+    if schema["type"] == "array":
+        least, most = schema.get("minItems", 0), schema.get("maxItems")
+        open_count = f"at least {least}" if least else "any number of"
+        count = open_count if most is None else most if least == most else f"{least} to {most}"
+        return f"a list of {count} values, each {_in_words(schema.get('items') or schema['prefixItems'][0])}"
+    if schema["type"] == "string":
+        return f"{'non-empty ' if 'minLength' in schema else ''}text without NUL characters"
+    if "minimum" in schema and "maximum" in schema:
+        return f"{TYPE_NAMES[schema['type']]} from {schema['minimum']} to {schema['maximum']}"
+    bounds = " and ".join(f"{words} {schema[bound]}" for bound, words in BOUNDS.items() if bound in schema)
+    return TYPE_NAMES[schema["type"]] + (f" of {bounds}" if bounds else "")
+
+
+class ConfigFile:
+    """The base of a `section("")`: such a class is read from a JSON file and written to one."""
+
+    @classmethod
+    def load(cls: type[C], path: str | os.PathLike[str]) -> C:
+        """Read a configuration file.
+
+        Raises:
+            InputError: the file cannot be read, is not JSON, or holds a key or value that does not fit.
+        """
+        try:
+            return cls.from_dict(parse(Path(path).read_text(encoding="utf-8")))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: is not UTF-8 text (byte {error.start}).") from None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+
+    @classmethod
+    def from_dict(cls: type[C], data: Any) -> C:
+        """Build the configuration from plain JSON data. Raises InputError."""
+        if not isinstance(data, dict):
+            raise InputError(f"the configuration is {_short(data)}; it must be an object.")
+        return cls(**data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data, every default filled in."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the configuration as JSON, every default filled in."""
+        write_json(Path(path), self.to_dict())
 
 
 def parse(text: str) -> Any:
-    """Parse JSON, without its common extensions: no NaN or Infinity, no key twice.
+    """Parse JSON; NaN, Infinity and a key given twice are refused.
 
     Raises:
         InputError: the text is empty or is not JSON (with line and column).
@@ -84,83 +180,3 @@ def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise InputError(f"has the key {_short(key)} twice.")
         data[key] = value
     return data
-
-
-def build(kind: type, data: Any, where: str) -> Any:
-    """Build a dataclass from plain JSON data, checking every key, type and bound.
-
-    Args:
-        kind: a dataclass whose fields are bool, int, float, str, tuples of int, dataclasses, or unions of these; a
-            field's metadata may hold `least`, `most`, `above`, `below` or `choices`, for each item of a tuple too.
-        data: what `json` made of a file.
-        where: the name of this object in messages.
-
-    Raises:
-        InputError: a key or value does not fit, or the dataclass itself refuses the combination.
-    """
-    if not isinstance(data, dict):
-        raise InputError(f"{where} is {_short(data)}; it must be an object.")
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    for key in data:
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            hint = f'did you mean "{near[0]}"?' if near else f"the known ones are {', '.join(fields)}."
-            raise InputError(f"{where} has an unknown key {_short(key)}; {hint}")
-    for name, field in fields.items():
-        if name not in data and field.default is field.default_factory is dataclasses.MISSING:
-            raise InputError(f'{where} lacks the required key "{name}".')
-    hints = typing.get_type_hints(kind)
-    return kind(**{key: _value(value, hints[key], fields[key], where) for key, value in data.items()})
-
-
-def _value(value: Any, hint: Any, field: dataclasses.Field, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return build(hint, value, field.name)
-    value = _typed(value, hint, f"{where}.{field.name}")
-    found = f"{where}.{field.name} is {_short(value)}"
-    for part in value if isinstance(value, tuple) else (value,):
-        if part is not None:
-            _check_bounds(part, field.metadata, found)
-    return value
-
-
-def _typed(value: Any, hint: Any, where: str) -> Any:
-    """Match a JSON value with a field's annotation; lists become tuples, whole numbers may stand for floats."""
-    for option in _options(hint):
-        if typing.get_origin(option) is tuple:
-            items = typing.get_args(option)
-            fits = isinstance(value, list) and all(type(item) is items[0] for item in value)
-            if fits and (len(value) >= 1 if items[-1] is ... else len(value) == len(items)):
-                return tuple(value)
-        elif type(value) is option and value not in (math.inf, -math.inf):  # 1e400 is how infinity slips in
-            return value
-        elif option is float and type(value) is int:
-            try:
-                return float(value)
-            except OverflowError:
-                break
-    raise InputError(f"{where} is {_short(value)}; it must be {' or '.join(map(_describe, _options(hint)))}.")
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-
-
-def _describe(option: Any) -> str:
-    if typing.get_origin(option) is tuple:
-        items = typing.get_args(option)
-        return "a list of whole numbers" if items[-1] is ... else f"a list of {len(items)} whole numbers"
-    return TYPE_NAMES[option]
-
-
-def _check_bounds(value: Any, metadata: Mapping[str, Any], found: str) -> None:
-    for rule, (words, holds) in RULES.items():
-        if rule in metadata and not holds(value, metadata[rule]):
-            bound = metadata[rule]
-            shown = ", ".join(map(json.dumps, bound)) if rule == "choices" else bound
-            raise InputError(f"{found}; it must be {words.format(shown)}.")
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."

@@ -14,6 +14,7 @@ from patch_based_ddpm.data.sources import Source, open_source
 from patch_based_ddpm.errors import InputError, explain_os_error
 from patch_based_ddpm.planning import planner
 from patch_based_ddpm.signals import REQUEUE_STATUS, Stopped
+from patch_based_ddpm.training.previews import check_preview
 from patch_based_ddpm.training.run_folder import RunFolder
 from patch_based_ddpm.training.trainer import Trainer
 
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with the given arguments, or with the process's own."""
     args = _parser().parse_args(argv)
     config = Config.load(args.config)
+    check_preview(config)
     folder = RunFolder(Path(config.trainer.log_dir))
     accelerator = start_accelerator(config.trainer)
     resume = args.resume

@@ -8,6 +8,9 @@ import pytest
 from patch_based_ddpm import Config
 from patch_based_ddpm.config import DiffusionConfig, ModelConfig, TrainerConfig
 from patch_based_ddpm.errors import InputError
+from support.commands import ROOT
+from support.config_page import PAGE, updated
+from support.config_page import SECTIONS as PAGE_SECTIONS
 
 REQUIRED = {"trainer": {"train_dataset_dir": "data", "log_dir": "logs"}, "model": {"dim": 128}}
 
@@ -66,7 +69,8 @@ WRONG = {  # values of every type that is none of the kind's
     "int": [1.5, 2.0, True, "1", [1], {}],
     "float": [True, "1", [0.5], {}],
     "bool": [0, 1, "true", [True], {}],
-    "str": [1, True, ["a"], {}],
+    "text": [1, True, ["a"], {}],
+    "name": [1, True, ["a"], {}],
     "tuple": [1, "1", True, {}, [], [1.0], [True], ["1"], [[1]], [None]],
     "int | pair": [1.5, True, "8", [], [8], [8, 8, 8], [8.0, 8], [True, 8], {}],
 }
@@ -78,8 +82,8 @@ KINDS = {
     "float": "ema_decay train_lr max_grad_norm? preview_eta",
     "bool": "use_amp wandb_enabled horizontal_flip cache_images learned_variance position_conditioning "
     "global_content_conditioning",
-    "str": "train_dataset_dir log_dir wandb_project? wandb_name? mixed_precision? on_bad_image preview_sampler "
-    "loss_type objective",
+    "text": "train_dataset_dir log_dir wandb_project? wandb_name?",
+    "name": "mixed_precision? on_bad_image preview_sampler loss_type objective",
     "tuple": "dim_mults",
     "int | pair": "image_size",
 }
@@ -169,8 +173,8 @@ def test_wrong_types(kind, key):
 @pytest.mark.parametrize(
     ("key", "value", "rule"),
     [
-        ("ema_decay", -0.001, "at least 0"),
-        ("ema_decay", 1.001, "at most 1"),
+        ("ema_decay", -0.001, "a number from 0 to 1"),
+        ("ema_decay", 1.001, "a number from 0 to 1"),
         ("train_batch_size", 0, "at least 1"),
         ("train_lr", 0, "more than 0"),
         ("train_lr", -1e-4, "more than 0"),
@@ -191,16 +195,27 @@ def test_wrong_types(kind, key):
         ("log_every", 0, "at least 1"),
         ("preview_count", -1, "at least 0"),
         ("preview_steps", 0, "at least 1"),
-        ("dim", 3, "at least 4"),
-        ("init_dim", 0, "at least 1"),
-        ("dim_mults", [1, 0], "at least 1"),
-        ("channels", 2, "one of 1, 3, 4"),
+        ("dim", 2, "even and at least 4"),
+        ("init_dim", 0, "from 1 to"),
+        ("dim_mults", [1, 0], "from 1 to"),
+        ("channels", 2, "1, 3 or 4"),
         ("resnet_block_groups", 0, "at least 1"),
         ("patch_divider", 0, "at least 1"),
-        ("image_size", 0, "at least 1"),
-        ("image_size", 65537, "at most 65536"),
-        ("image_size", [128, -128], "at least 1"),
-        ("timesteps", 1, "at least 2"),
+        ("image_size", 0, "from 1 to"),
+        ("image_size", 65537, "to 65536"),
+        ("image_size", [128, -128], "from 1 to"),
+        ("timesteps", 1, "from 2 to"),
+        ("timesteps", 10**6 + 1, "to 1000000"),
+        ("dim", 10**9, "to 1048576"),
+        ("dim_mults", [1, 10**9], "to 1048576"),
+        ("dim_mults", [1] * 17, "a list of 1 to 16 values, each a whole number"),
+        ("dim_mults", [], "a list of 1 to 16 values"),
+        ("image_size", [8], "or a list of 2 values, each a whole number"),
+        ("halo", 10**9, "to 65536"),
+        ("preview_sampler", "euler", 'one of "ddpm", "ddim", "dpm-solver++"'),
+        ("preview_order", 4, "from 1 to 3 or null"),
+        *((key, "", "non-empty text") for key in ("train_dataset_dir", "log_dir")),
+        *((key, "a\0b", "text without NUL characters") for key in KINDS["text"].replace("?", "").split()),
         ("loss_type", "L1", 'one of "l1", "l2", "huber"'),
         ("objective", "pred_eps", 'one of "pred_noise", "pred_x0", "pred_v"'),
     ],
@@ -208,8 +223,9 @@ def test_wrong_types(kind, key):
 def test_out_of_range(key, value, rule):
     message = refusal(with_value(key, value))
     section = SECTION_OF[key]
-    shown = json.dumps(float(value) if key in KINDS["float"] else value)
-    assert message == f"{section}.{key} is {shown}; it must be {rule}."
+    start = f"{section}.{key} is {json.dumps(value)}; it must be "
+    assert message.startswith(start)
+    assert rule in message.removeprefix(start)
 
 
 @pytest.mark.parametrize(
@@ -228,6 +244,7 @@ def test_out_of_range(key, value, rule):
         ("image_size", [64, 32]),
         ("patch_divider", 1),
         ("timesteps", 2),
+        ("wandb_name", ""),
     ],
 )
 def test_the_ends_of_a_range_are_in_it(key, value):
@@ -288,21 +305,21 @@ def test_a_section_is_an_object(section):
         ("model", {"learned_variance": True}, ["model.learned_variance is true", "must be false"]),
         ("model", {"out_dim": 6}, ["model.out_dim is 6", "null or channels (3)"]),
         ("model", {"out_dim": 3, "channels": 4}, ["model.out_dim is 3", "null or channels (4)"]),
-        ("model", {"dim_mults": [2, 4]}, ["model.dim_mults is [2, 4]", "first value must be 1"]),
+        ("model", {"dim_mults": [2, 4]}, ["model.dim_mults is [2, 4]", "first value is 1"]),
         ("model", {"dim": 12}, ["model.dim is 12", "multiple of resnet_block_groups (8)"]),
         ("model", {"dim": 15, "resnet_block_groups": 5}, ["model.dim is 15", "must be even"]),
         (
             "model",
             {"patch_divider": 3},
-            ["model.patch_divider is 3", "image_size 128", "multiples of 8 (4 levels): 1, 2, 4, 8, 16 would do."],
+            ["model.patch_divider is 3", "image_size 128", "one of 1, 2, 4, 8, 16,", "multiples of 8 (4 levels)"],
         ),
         (
             "model",
             {"patch_divider": 4, "image_size": [48, 72], "dim_mults": [1, 2, 4]},
-            ["model.patch_divider is 4", "image_size [48, 72]", "multiples of 4 (3 levels): 1, 2, 3, 6 would do."],
+            ["model.patch_divider is 4", "image_size [48, 72]", "one of 1, 2, 3, 6,", "multiples of 4 (3 levels)"],
         ),
         ("model", {"halo": 2}, ["model.halo is 2", "4 levels", "a multiple of 4"]),
-        ("model", {"halo": -4}, ["model.halo is -4", "at least 0"]),
+        ("model", {"halo": -4}, ["model.halo is -4", "from 0 to"]),
         ("model", {"halo": 4, "patch_divider": 1}, ["model.halo is 4", "0 where patch_divider is 1"]),
         ("model", {"image_size": 100}, ["model.image_size is 100", "4 levels", "multiple of 8"]),
         ("model", {"image_size": [64, 100]}, ["model.image_size is [64, 100]", "4 levels", "multiple of 8"]),
@@ -354,7 +371,7 @@ def test_exactly_the_suggested_dividers_do(size, mults):
         try:
             config = Config.from_dict(REQUIRED | {"model": model})
         except InputError as error:
-            suggestions.add(re.search(r": ([\d, ]+) would do\.$", str(error)).group(1))
+            suggestions.add(re.search(r"must be one of ([\d, ]+), because", str(error)).group(1))
         else:
             loads.add(divider)
             h, w = config.model.patch_shape
@@ -376,8 +393,11 @@ def test_exactly_the_suggested_dividers_do(size, mults):
         (b'{"trainer": "\xff"}', r"is not UTF-8 text \(byte 13\)"),
         (b"[" * 200_000, "is nested too deeply"),
         (b"[]", r"the configuration is \[\]; it must be an object"),
-        (json.dumps(with_value("dim", 0)).encode(), r"model\.dim is 0; it must be at least 4"),
-        (json.dumps(with_value("dim_mults", [2])).encode(), r"model\.dim_mults is \[2\]; its first value must be 1"),
+        (json.dumps(with_value("dim", 0)).encode(), r"model\.dim is 0; it must be a whole number from 1 to"),
+        (
+            json.dumps(with_value("dim_mults", [2])).encode(),
+            r"model\.dim_mults is \[2\]; it must be a list whose first value is 1",
+        ),
     ],
     ids=lambda value: "" if isinstance(value, bytes) else value[:12],
 )
@@ -494,6 +514,33 @@ def test_any_file_is_a_config_or_one_sentence(tmp_path):
     assert outcomes.count("refused") > 600
 
 
-def test_very_many_levels_are_one_sentence(make_config):
-    with pytest.raises(InputError, match=r"^model\.dim_mults has 15000 levels; it must have at most 16\.$"):
-        make_config(model={"dim_mults": [1] * 15000})
+def test_replace_checks_what_it_is_given(make_config):
+    config = make_config()
+    with pytest.raises(InputError, match=r"^model\.dim is 2\.5; it must be a whole number from 1 to"):
+        dataclasses.replace(config.model, dim=2.5)
+    with pytest.raises(InputError, match=r"^model\.patch_divider is 3; it must be one of 1, 2, 4, because"):
+        config.model.divided(3)
+    with pytest.raises(InputError, match=r'^the configuration has an unknown key "modle"; did you mean "model"\?$'):
+        dataclasses.replace(config, modle=config.model)
+    assert dataclasses.replace(config, model=config.model) == config
+
+
+def test_the_page_names_every_key():
+    page = PAGE.read_text(encoding="utf-8")
+    assert updated(page) == page, "run `PYTHONPATH=.:tests python -m support.config_page`"
+    assert page.count("<!-- keys of ") == len(PAGE_SECTIONS)
+
+
+def test_the_page_shows_the_published_example():
+    (example,) = re.findall(r"```json\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert json.loads(example) == json.loads((ROOT / "configs" / "config_patch_divider=4.json").read_text())
+
+
+def test_the_page_shows_sentences_as_they_are(tmp_path):
+    sentences = [line for line in PAGE.read_text(encoding="utf-8").split("\n") if line.startswith("error: my.json: ")]
+    refused = [
+        refusal(with_value("patch_dividers", 4, "model")),
+        refusal(with_value("train_batch_size", "32")),
+        refusal(with_value("halo", 3)),
+    ]
+    assert [f"error: my.json: {sentence}" for sentence in refused] == sentences[:3]

@@ -37,7 +37,7 @@ def test_a_failure_leaves_what_was_there_and_nothing_beside_it(tmp_path, error):
 
 
 def test_bytes_are_on_disk_before_the_name_and_the_name_before_the_end(tmp_path, monkeypatch):
-    """A power cut may not leave a name without its bytes; seen here is the order of the calls."""
+    """A power cut must not leave a name without its bytes; the order of the calls shows it."""
     calls, path = [], tmp_path / "a"
     monkeypatch.setattr(
         os, "fsync", lambda descriptor: calls.append((os.readlink(f"/proc/self/fd/{descriptor}"), path.exists()))
@@ -47,8 +47,8 @@ def test_bytes_are_on_disk_before_the_name_and_the_name_before_the_end(tmp_path,
     assert calls == [(f"{path}.unfinished", False), (str(tmp_path), True)]
 
 
-def test_two_processes_that_write_the_same_file_do_not_meet(tmp_path, monkeypatch):
-    """The other one begins and ends while this one is at it; its process is told from this one by its number."""
+def test_two_processes_can_write_the_same_file(tmp_path, monkeypatch):
+    """The other process begins and ends while this one writes; a patched process number stands for it."""
     path = tmp_path / "a"
     with atomic_write(path, shared=True) as file:
         file.write(b"from here")

@@ -1,28 +1,34 @@
+import dataclasses
 import json
 import re
-from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import pytest
+from pydantic import Field, StrictBool, StrictFloat, StrictInt
 
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.strict_json import build, parse, read_text
+from patch_based_ddpm.strict_json import ConfigFile, Folder, Positive, Seed, Text, allowed, key, parse, section
+
+Digit = Annotated[StrictInt, Field(ge=1, le=9)]
 
 
-@dataclass(frozen=True)
+@section("inner")
 class Inner:
-    size: int | tuple[int, int] = field(default=3, metadata={"least": 1, "most": 9})
-    list: tuple[int, ...] = field(default=(1,), metadata={"least": 1})
+    size: Digit | tuple[Digit, Digit] = key(3, "Size.")
+    items: tuple[Positive, ...] = key((1,), "Items.", min_length=1)
+    more: tuple[Positive, ...] = key((), "More items.")
 
 
-@dataclass(frozen=True)
-class Outer:
-    name: str
-    count: int = field(default=1, metadata={"least": 1})
-    rate: float = field(default=0.5, metadata={"above": 0, "most": 1})
-    flag: bool = False
-    mode: str | None = field(default=None, metadata={"choices": ("fast", "slow")})
-    seed: int = field(default=0, metadata={"least": 0, "below": 8})
-    inner: Inner = field(default_factory=Inner)
+@section("it")
+class Outer(ConfigFile):
+    name: Folder = key(..., "Name.")
+    note: Text = key("", "Note.")
+    count: Positive = key(1, "Count.")
+    rate: Annotated[StrictFloat, Field(gt=0, le=1)] = key(0.5, "Rate.")
+    flag: StrictBool = key(False, "Flag.")
+    mode: Literal["fast", "slow"] | None = key(None, "Mode.")
+    seed: Seed = key(0, "Seed.")
+    inner: Inner = Field(default_factory=Inner)
 
     def __post_init__(self):
         if self.name == "forbidden":
@@ -31,20 +37,14 @@ class Outer:
 
 def refusal(data):
     with pytest.raises(InputError) as error:
-        build(Outer, data, "it")
+        Outer.from_dict(data)
     message = str(error.value)
-    assert re.fullmatch(r"[^\n]*[^.]\.", message)
+    assert re.fullmatch(r"[^\n]*[^.][.?]", message)
     return message
 
 
 def test_parse_reads_json():
     assert parse(' {"a": [1, 2.5, null, true, "ü"], "b": {}}\n') == {"a": [1, 2.5, None, True, "ü"], "b": {}}
-
-
-@pytest.mark.parametrize("text", ["", " \n\t"])
-def test_parse_refuses_nothing(text):
-    with pytest.raises(InputError, match=r"^is empty; it must hold a JSON object\.$"):
-        parse(text)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,12 @@ def test_parse_refuses_nothing(text):
 )
 def test_parse_says_where_it_is_not_json(text, place):
     with pytest.raises(InputError, match=rf"^is not JSON: .+ at {place}\.$"):
+        parse(text)
+
+
+@pytest.mark.parametrize("text", ["", " \n\t"])
+def test_parse_refuses_nothing(text):
+    with pytest.raises(InputError, match=r"^is empty; it must hold a JSON object\.$"):
         parse(text)
 
 
@@ -83,117 +89,132 @@ def test_parse_refuses_bottomless_nesting(opening):
         parse(opening * 200_000)
 
 
-def test_read_text(tmp_path):
+def test_load_reads_utf_8(tmp_path):
     path = tmp_path / "file.json"
-    path.write_bytes("ü\n".encode())
-    assert read_text(path) == read_text(str(path)) == "ü\n"
+    path.write_bytes('{"name": "ü"}'.encode())
+    assert Outer.load(path) == Outer.load(str(path)) == Outer(name="ü")
+    path.write_bytes(b'{"name": "\xfc"}')
+    with pytest.raises(InputError, match=r"/file\.json: is not UTF-8 text \(byte 10\)\.$"):
+        Outer.load(path)
 
 
-def test_read_text_refuses_other_encodings(tmp_path):
-    path = tmp_path / "file.json"
-    path.write_bytes(b'{"a": "\xfc"}')
-    with pytest.raises(InputError, match=r"^is not UTF-8 text \(byte 7\)\.$"):
-        read_text(path)
+def test_load_refuses_what_is_no_file(tmp_path):
+    with pytest.raises(InputError, match=r"missing\.json: cannot be read: No such file or directory\.$"):
+        Outer.load(tmp_path / "missing.json")
+    for path in (tmp_path, "nul\0byte"):
+        with pytest.raises(InputError, match=r": cannot be read: .+\.$"):
+            Outer.load(path)
 
 
-def test_read_text_refuses_what_is_no_file(tmp_path):
-    with pytest.raises(InputError, match=r"^cannot be read: No such file or directory\.$"):
-        read_text(tmp_path / "missing.json")
-    with pytest.raises(InputError, match=r"^cannot be read: .+\.$"):
-        read_text(tmp_path)
-    with pytest.raises(InputError, match=r"^cannot be read: .+\.$"):
-        read_text("nul\0byte")
+def test_defaults_are_filled_in():
+    assert Outer.from_dict({"name": "x"}) == Outer(name="x", count=1, rate=0.5, inner=Inner(size=3))
 
 
-def test_build_fills_in_defaults():
-    assert build(Outer, {"name": "x"}, "it") == Outer(name="x")
-
-
-def test_build_takes_every_type():
+def test_every_type():
     data = {
         "name": "x",
+        "note": "",
         "count": 7,
         "rate": 1,
         "flag": True,
         "mode": "slow",
         "seed": 7,
-        "inner": {"size": [4, 9], "list": [5]},
+        "inner": {"size": [4, 9], "items": [5], "more": []},
     }
-    built = build(Outer, data, "it")
-    assert built == Outer("x", 7, 1.0, True, "slow", 7, Inner((4, 9), (5,)))
+    built = Outer.from_dict(data)
+    assert dataclasses.asdict(built) == data | {"inner": {"size": (4, 9), "items": (5,), "more": ()}}
+    assert built.to_dict() == data
     assert type(built.rate) is float
-    assert build(Outer, {"name": "x", "mode": None, "inner": {"size": 9}}, "it") == Outer("x", inner=Inner(9))
+    assert Outer.from_dict({"name": "x", "mode": None, "inner": {"size": 9}}) == Outer(name="x", inner=Inner(size=9))
+
+
+WHOLE = "a whole number of at least 1"
+SIZE = "a whole number from 1 to 9 or a list of 2 values, each a whole number from 1 to 9"
+ITEMS = "a list of at least 1 values, each a whole number of at least 1"
+TEXT = "non-empty text without NUL characters"
+RATE = "a number of more than 0 and at most 1"
+SEED = f"a whole number of at least 0 and less than {2**63}"
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("name", 1, "it.name is 1; it must be text."),
-        ("name", None, "it.name is null; it must be text."),
-        ("count", 1.0, "it.count is 1.0; it must be a whole number."),
-        ("count", True, "it.count is true; it must be a whole number."),
-        ("count", "1", 'it.count is "1"; it must be a whole number.'),
-        ("rate", "0.5", 'it.rate is "0.5"; it must be a number.'),
-        ("rate", True, "it.rate is true; it must be a number."),
-        ("rate", 10**400, f"it.rate is 1{'0' * 56}...; it must be a number."),
+        ("name", 1, f"it.name is 1; it must be {TEXT}."),
+        ("name", None, f"it.name is null; it must be {TEXT}."),
+        ("name", "", f'it.name is ""; it must be {TEXT}.'),
+        ("name", "a\0", f'it.name is "a\\u0000"; it must be {TEXT}.'),
+        ("name", "\ud800", f'it.name is "\\ud800"; it must be {TEXT}.'),
+        ("note", "a\0", 'it.note is "a\\u0000"; it must be text without NUL characters.'),
+        ("count", 1.0, f"it.count is 1.0; it must be {WHOLE}."),
+        ("count", True, f"it.count is true; it must be {WHOLE}."),
+        ("count", "1", f'it.count is "1"; it must be {WHOLE}.'),
+        ("count", 0, f"it.count is 0; it must be {WHOLE}."),
+        ("rate", "0.5", f'it.rate is "0.5"; it must be {RATE}.'),
+        ("rate", True, f"it.rate is true; it must be {RATE}."),
+        ("rate", 10**400, f"it.rate is 1{'0' * 56}...; it must be {RATE}."),
+        ("rate", 0, f"it.rate is 0; it must be {RATE}."),
+        ("rate", 1.5, f"it.rate is 1.5; it must be {RATE}."),
+        ("rate", float("inf"), f"it.rate is Infinity; it must be {RATE}."),
         ("flag", 1, "it.flag is 1; it must be true or false."),
         ("flag", "true", 'it.flag is "true"; it must be true or false.'),
-        ("mode", 3, "it.mode is 3; it must be text or null."),
-        ("inner", [], "inner is []; it must be an object."),
-        ("inner", {"size": [1]}, "inner.size is [1]; it must be a whole number or a list of 2 whole numbers."),
-        (
-            "inner",
-            {"size": [1, 2.0]},
-            "inner.size is [1, 2.0]; it must be a whole number or a list of 2 whole numbers.",
-        ),
-        ("inner", {"list": []}, "inner.list is []; it must be a list of whole numbers."),
-        ("inner", {"list": [1, True]}, "inner.list is [1, true]; it must be a list of whole numbers."),
-        ("inner", {"list": 1}, "inner.list is 1; it must be a list of whole numbers."),
-        ("count", 0, "it.count is 0; it must be at least 1."),
-        ("rate", 0, "it.rate is 0.0; it must be more than 0."),
-        ("rate", 1.5, "it.rate is 1.5; it must be at most 1."),
-        ("seed", 8, "it.seed is 8; it must be less than 8."),
-        ("seed", -1, "it.seed is -1; it must be at least 0."),
-        ("mode", "quick", 'it.mode is "quick"; it must be one of "fast", "slow".'),
-        ("inner", {"size": [3, 0]}, "inner.size is [3, 0]; it must be at least 1."),
-        ("inner", {"size": 10}, "inner.size is 10; it must be at most 9."),
-        ("inner", {"list": [3, 0]}, "inner.list is [3, 0]; it must be at least 1."),
+        ("mode", 3, 'it.mode is 3; it must be one of "fast", "slow" or null.'),
+        ("mode", "quick", 'it.mode is "quick"; it must be one of "fast", "slow" or null.'),
+        ("seed", 2**63, f"it.seed is {2**63}; it must be {SEED}."),
+        ("seed", -1, f"it.seed is -1; it must be {SEED}."),
+        ("inner", [], "it.inner is []; it must be an object."),
+        ("inner", {"size": [1]}, f"inner.size is [1]; it must be {SIZE}."),
+        ("inner", {"size": [1, 2.0]}, f"inner.size is [1, 2.0]; it must be {SIZE}."),
+        ("inner", {"size": [3, 0]}, f"inner.size is [3, 0]; it must be {SIZE}."),
+        ("inner", {"size": 10}, f"inner.size is 10; it must be {SIZE}."),
+        ("inner", {"items": []}, f"inner.items is []; it must be {ITEMS}."),
+        ("inner", {"items": [1, True]}, f"inner.items is [1, true]; it must be {ITEMS}."),
+        ("inner", {"items": 1}, f"inner.items is 1; it must be {ITEMS}."),
+        ("inner", {"items": [3, 0]}, f"inner.items is [3, 0]; it must be {ITEMS}."),
         ("nmae", 1, 'it has an unknown key "nmae"; did you mean "name"?'),
         ("inner", {"sise": 1}, 'inner has an unknown key "sise"; did you mean "size"?'),
-        ("inner", {"zzz": 1}, 'inner has an unknown key "zzz"; the known ones are size, list.'),
+        ("inner", {"zzz": 1}, 'inner has an unknown key "zzz"; the known ones are size, items, more.'),
         ("name", "forbidden", "it.name is forbidden."),
     ],
 )
-def test_build_says_what_does_not_fit(key, value, message):
-    with pytest.raises(InputError) as error:
-        build(Outer, {"name": "x", key: value}, "it")
-    assert str(error.value) == message
+def test_one_sentence_says_what_does_not_fit(key, value, message):
+    assert refusal({"name": "x", key: value}) == message
 
 
-def test_build_wants_required_keys():
+def test_a_misspelt_key_is_told_before_the_one_that_it_leaves_out():
     assert refusal({}) == 'it lacks the required key "name".'
+    assert refusal({"nam": "x"}) == 'it has an unknown key "nam"; did you mean "name"?'
 
 
 @pytest.mark.parametrize("data", [None, 1, "text", [], [["name", "x"]], True])
-def test_build_wants_an_object(data):
-    assert refusal(data) == f"it is {json.dumps(data)}; it must be an object."
+def test_a_configuration_is_an_object(data):
+    assert refusal(data) == f"the configuration is {json.dumps(data)}; it must be an object."
 
 
 def test_long_values_are_cut_short():
     message = refusal({"name": ["x" * 1000]})
     assert message.startswith('it.name is ["xxx')
-    assert message.endswith("xxx...; it must be text.")
-    assert len(message) < 100
+    assert message.endswith(f"xxx...; it must be {TEXT}.")
+    assert len(message) < 150
 
 
 def test_numbers_beyond_reason_are_refused():
     with pytest.raises(InputError, match=r"^holds a number of too many digits\.$"):
         parse('{"a": ' + "8" * 5000 + "}")
-
-    @dataclass
-    class Rates:
-        rate: float | None = None
-
     for infinite in ("1e400", "-1e400"):
-        with pytest.raises(InputError, match=r"^rates\.rate is -?Infinity; it must be a number or null"):
-            build(Rates, parse(f'{{"rate": {infinite}}}'), "rates")
+        assert "Infinity; it must be a number" in refusal(parse(f'{{"name": "x", "rate": {infinite}}}'))
+
+
+def test_a_section_checks_what_it_is_built_from_and_is_frozen():
+    it = Outer(name="x")
+    with pytest.raises(InputError, match=r"^inner\.size is 0; it must be a whole number from 1 to 9 or"):
+        dataclasses.replace(it.inner, size=0)
+    with pytest.raises(InputError, match=r"^it\.name is forbidden\.$"):
+        dataclasses.replace(it, name="forbidden")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        it.name = "y"
+    assert dataclasses.replace(it, count=2) == Outer(name="x", count=2)
+
+
+def test_allowed_values_in_words():
+    assert allowed(Inner, "more") == "a list of any number of values, each a whole number of at least 1"
+    assert allowed(Outer, "seed") == SEED

@@ -1,9 +1,13 @@
-import contextlib
 import copy
+import inspect
 import json
 import re
 import shutil
+import subprocess
 import sys
+import time
+import zlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,19 +18,19 @@ from patch_based_ddpm import command_line, evaluate, study
 from patch_based_ddpm.data import pictures
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.evaluation import image_sets, metrics, sliced_wasserstein
-from patch_based_ddpm.evaluation.statistics import Collector
-from patch_based_ddpm.generation.image_folder import SampleFolder
+from patch_based_ddpm.generation.image_folder import ImageFolder
 from patch_based_ddpm.planning import planner
 from patch_based_ddpm.planning.live_memory import MIB
 from patch_based_ddpm.studies.config import StudyConfig
 from patch_based_ddpm.studies.plot import save_plot
-from patch_based_ddpm.studies.report import SWD, markdown, within
+from patch_based_ddpm.studies.report import SWD, fastest, markdown
+from patch_based_ddpm.studies.tasks import Tasks
 from patch_based_ddpm.training.step import TrainingStep
 from support.face_images import crowd, images
 
 STEPS, SAMPLES, REAL = 2, 4, 6
 MODELS = ("N1", "N2", "N2-halo1", "N2-no-position", "N2-no-content", "N2-neither")
-PARTS = ["real", *(f"{model}-seed0" for model in MODELS), "N2-seed0-ddpm-3", "N2-seed0-ddim-2"]
+TASKS = ["real", *(f"{model}-seed0" for model in MODELS), "N2-seed0-ddpm-3", "N2-seed0-ddim-2"]
 
 
 def write_study(folder, **sections):
@@ -68,24 +72,26 @@ def run(path):
     return json.loads((folder / "study.json").read_text())
 
 
+def tasks_of(path):
+    """A study's tasks, which neither train nor draw."""
+    return Tasks(StudyConfig.load(path), "no", train=None, sample=None)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _quick():
-    """Fewer patches are compared, and memory is planned once for each N: it takes seconds."""
+    """Fewer patches are compared, and memory is not planned: each set of arguments gets figures of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sliced_wasserstein, "MOST_PATCHES", 400)
         for name in ("training_peak", "sampling_peak"):
-            patch.setattr(planner, name, planned_once(getattr(planner, name)))
+            patch.setattr(planner, name, stand_in(getattr(planner, name)))
         yield
 
 
-def planned_once(plan):
-    known = {}
-
+def stand_in(plan):
     def planned(config, **options):
-        key = repr((config.model.patch_divider, config.model.halo, options))
-        if key not in known:
-            known[key] = plan(config, **options)
-        return known[key]
+        inspect.signature(plan).bind(config, **options)
+        key = repr((plan.__name__, config.model, sorted(options.items())))
+        return SimpleNamespace(activations=zlib.crc32(key.encode()) >> 4, total=zlib.adler32(key.encode()) >> 4)
 
     return planned
 
@@ -114,8 +120,8 @@ def work(monkeypatch):
         monkeypatch.setattr(owner, method, replacement)
 
     counted("steps", TrainingStep, "__call__", lambda self, step, batches: (self.diffusion.config, step))
-    counted("images", SampleFolder, "write", lambda self, seed, image: self.path(seed))
-    counted("sets", Collector, "result", lambda self: self.count)
+    counted("images", ImageFolder, "write", lambda self, seed, image: self.path(seed))
+    counted("sets", metrics, "collect", lambda batches, share, count: count)
     return done
 
 
@@ -139,7 +145,7 @@ def test_a_study_from_training_to_tables(finished):
         "models.png",
         "samplers.png",
     }
-    assert sorted(path.stem for path in (root / "results").glob("*.json")) == sorted(PARTS)
+    assert sorted(path.stem for path in (root / "results").glob("*.json")) == sorted(TASKS)
     for name in MODELS:
         trained = json.loads((root / f"{name}-seed0" / "config.json").read_text())
         model = trained["model"]
@@ -196,8 +202,8 @@ def test_what_was_cut_off_goes_on_and_nothing_is_done_twice(finished, tmp_path, 
     capsys.readouterr()
     report = run(path)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
-    assert lines[0] == f"[1/{len(PARTS)}] real: done before"
-    assert lines[-1] == f"[{len(PARTS)}/{len(PARTS)}] {PARTS[-1]}"
+    assert lines[0] == f"[1/{len(TASKS)}] real: done before"
+    assert lines[-1] == f"[{len(TASKS)}/{len(TASKS)}] {TASKS[-1]}"
     _, whole = finished
     report["config"]["trainer"]["log_dir"] = whole["config"]["trainer"]["log_dir"]
     assert report == whole
@@ -320,12 +326,12 @@ def compared(distances):
     ],
 )
 def test_the_fastest_sampler_that_is_as_good(distances, named):
-    row = within(compared(distances))
+    row = fastest(compared(distances))
     assert (row["sampler"], row["steps"]) == named
 
 
 def test_without_ddpm_no_sampler_is_named(finished):
-    assert within(compared({("ddim", 5): [11]})) is None
+    assert fastest(compared({("ddim", 5): [11]})) is None
     report = copy.deepcopy(finished[1])
     del report["samplers"]["rows"][0]
     text = markdown(report)
@@ -349,29 +355,62 @@ def test_samplers_are_compared_over_all_seeds(finished):
     ) in text
 
 
+HOLDER = """
+import sys, time
+from filelock import FileLock
+with FileLock(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
 @pytest.mark.slow
-def test_processes_share_the_work(finished, tmp_path, work, monkeypatch):
-    """While another one is at a run, its other parts are done; then what it has left is taken up."""
+def test_processes_share_the_work(finished, tmp_path, monkeypatch):
+    """While another process is at a run, its other tasks are done; once that process is killed, the rest is."""
     path = write_study(tmp_path)
-    parts = study.Parts(StudyConfig.load(path), "no")
-    other = contextlib.ExitStack()
-    taken = next(part for part in parts.all() if part.name == "N2-seed0")
-    assert other.enter_context(parts.taken(taken))
-    with parts.taken(taken._replace(name="another")) as mine:
-        assert not mine
+    results = tmp_path / "study" / "results"
+    command = [sys.executable, "-c", HOLDER, str(results / "locks" / "N2-seed0")]
     left = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
 
-    def look(seconds):
-        left.append(sorted(path.stem for path in parts.results.glob("*.json")))
-        if len(left) == 2:
-            other.close()
+        def look(seconds):
+            left.append(sorted(path.stem for path in results.glob("*.json")))
+            if len(left) == 2:
+                other.kill()
+                other.wait()
 
-    monkeypatch.setattr(study.time, "sleep", look)
-    report = run(path)
-    assert left == [sorted(name for name in PARTS if not name.startswith("N2-seed0"))] * 2
+        try:
+            assert other.stdout.readline() == "held\n"
+            monkeypatch.setattr(time, "sleep", look)
+            report = run(path)
+        finally:
+            other.kill()
+    assert left == [sorted(name for name in TASKS if not name.startswith("N2-seed0"))] * 2
     _, whole = finished
     report["config"]["trainer"]["log_dir"] = whole["config"]["trainer"]["log_dir"]
     assert report == whole
+
+
+def test_a_lock_is_released_after_a_failure(tmp_path):
+    tasks = tasks_of(write_study(tmp_path))
+
+    def fail():
+        with tasks.lock("one", wait=False):
+            assert tasks.lock("one", wait=False) is None
+            with tasks.lock("two", wait=False):
+                raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    with tasks.lock("one", wait=True), tasks.lock("two", wait=False):
+        pass
+
+
+def test_no_module_needs_a_unix():
+    """`import fcntl` and its like fail on Windows."""
+    for path in Path(study.__file__).parent.rglob("*.py"):
+        imported = re.findall(r"^(?:from|import) (\w+)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert not {"fcntl", "grp", "pwd", "resource", "termios"} & set(imported), path
 
 
 def test_the_grid_shows_the_first_samples_of_every_run(finished):
@@ -402,12 +441,12 @@ def test_the_grid_shows_the_first_samples_of_every_run(finished):
 def test_large_enough_faces_are_read(tmp_path, monkeypatch):
     """From 32 px on their attributes must agree; here on real ones alone, which do."""
     path = write_study(tmp_path, model={"image_size": 32})
-    parts = study.Parts(StudyConfig.load(path), "no")
-    result = parts.do(parts.real())
+    tasks = tasks_of(path)
+    result = tasks.do(tasks.real())
     assert result["figures"]["2"]["disagreement"]["samples"] < 0.01
-    assert parts.kept(parts.real()) == result
-    parts.strip(parts.real()).unlink()
-    assert parts.kept(parts.real()) is None
+    assert tasks.kept(tasks.real()) == result
+    tasks.strip("real").unlink()
+    assert tasks.kept(tasks.real()) is None
 
 
 def test_without_matplotlib_the_figures_are_kept(finished, monkeypatch, capsys):
@@ -421,7 +460,7 @@ def test_without_matplotlib_the_figures_are_kept(finished, monkeypatch, capsys):
 
 def test_what_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "study").touch()
-    with pytest.raises(InputError, match=r"study/results: cannot be written to: "):
+    with pytest.raises(InputError, match=r"study/results cannot be written to: "):
         run(write_study(tmp_path))
 
 
@@ -435,16 +474,19 @@ def test_a_study_is_one_process(tmp_path, monkeypatch):
     ("sections", "words"),
     [
         ({"study": {"patch_dividers": [1, 3]}}, "model.patch_divider is 2; it must be more than 1 and one of study"),
-        ({"study": {"patch_dividers": [1, 2, 3]}}, "model.patch_divider is 3; it must divide image_size 16"),
+        (
+            {"study": {"patch_dividers": [1, 2, 3]}},
+            "model.patch_divider is 3; it must be one of 1, 2, 4, 8, because",
+        ),
         ({"model": {"patch_divider": 1}}, "model.patch_divider is 1; it must be more than 1"),
-        ({"study": {"halos": [1, 0]}}, r"study.halos is \[1, 0\]; it must be at least 1"),
+        ({"study": {"halos": [1, 0]}}, r"study.halos is \[1, 0\]; .+ each a whole number of at least 1"),
         ({"study": {"seeds": [1, 2, 1]}}, r"study.seeds is \[1, 2, 1\]; it must name each value once"),
         ({"study": {"steps": 11}}, r"the number of sampling steps is 11; it must lie in \[1, 10\]"),
         ({"study": {"ddim_steps": [5, 12]}}, "the number of sampling steps is 12"),
-        ({"study": {"samples": 1}}, "study.samples is 1; it must be at least 2"),
+        ({"study": {"samples": 1}}, "study.samples is 1; it must be a whole number from 2 to 1000000"),
         ({"study": {"sampler": "euler"}}, 'study.sampler is "euler"; it must be one of'),
         ({"study": {"smaples": 1}}, 'unknown key "smaples"; did you mean "samples"'),
-        ({"trainer": {"train_dataset_dir": "pictures"}}, 'a study is one of "builtin:faces"'),
+        ({"trainer": {"train_dataset_dir": "pictures"}}, 'a study needs "builtin:faces"'),
         ({"model": {"image_size": 8}}, "8 x 8 pixels; each side must be 16 or more"),
     ],
 )

@@ -1,30 +1,33 @@
-"""Checkpoints: written whole or not at all, read without running code from the file.
+"""Checkpoints: written whole or not at all, and read without running code from the file.
 
-A checkpoint is a dict of `format`, `config` (JSON data), `step`, `model` and `ema` (state dicts of the UNet),
-`optimizer`, `scaler`, `skipped_steps`, `bad_images` and `window`, see `run_state.py`. Those of the published
-implementation hold no config and use other names; `published.py` translates them. A safetensors file holds `config` and
-one of `model` and `ema` alone, see `safetensors_file.py`.
+A checkpoint of ours is a dict of `format`, `config` (JSON data), `step`, the state dicts `model` and `ema` of the UNet,
+and the rest of the training state, see `training/`. `published.py` translates checkpoints of the published
+implementation, which hold no config and use other names. `safetensors.py` reads and writes files of one set of weights;
+`python -m patch_based_ddpm.checkpoint export` makes them. docs/checkpoints.md is the user's page.
 """
 
-import os
+import dataclasses
 import pickle
 import re
 import zipfile
+from os import PathLike as AnyPath
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from patch_based_ddpm.checkpoint import published, safetensors_file
+from patch_based_ddpm.checkpoint import published, safetensors
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.errors import DamagedCheckpoint, InputError
 from patch_based_ddpm.files import atomic_write
 from patch_based_ddpm.model.diffusion import GaussianDiffusion
+from patch_based_ddpm.strict_json import parse
 
 FORMAT = "patch_based_ddpm 1"
-WITHOUT_RUN = {"step": None, "optimizer": None, "scaler": None}  # of a checkpoint that no run can go on from
-PathLike = str | os.PathLike[str]
+ZIP_START = b"PK\3\4"
+WITHOUT_RUN = {"step": None, "optimizer": None, "scaler": None}  # of a checkpoint that cannot be resumed
+PathLike = str | AnyPath[str]
 
 
 def save(path: PathLike, contents: dict[str, Any]) -> None:
@@ -41,24 +44,22 @@ def save(path: PathLike, contents: dict[str, Any]) -> None:
         try:
             torch.save({"format": FORMAT, **contents}, file)
         except RuntimeError as error:
-            # torch tries to end the archive even so, and what went wrong with that hides the reason.
+            # After an OSError torch still tries to finish the archive, and raises this instead.
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
-def read(path: PathLike) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, ours, a safetensors file or a published one, with our names in any case.
-
-    The checksums (CRC-32) of one of ours are verified: torch writes them, but does not look at them.
-
-    Prefixes that wrappers leave in names (`module.`, `_orig_mod.`) are taken off.
+def read(path: PathLike, *, verify: bool = False) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU: ours, a safetensors file or a published one.
 
     Args:
         path: the file.
+        verify: read the whole file and verify the checksums of one of ours, as resuming does. Otherwise the file is
+            memory-mapped: a tensor's bytes are read when the tensor is used.
 
     Returns:
-        The contents, and `published`, whether it is such a one. Ours hold `config` as a `Config`. A published one holds
-        none, and its `optimizer` is still in its own layout, see `published.translate_optimizer`. A safetensors
-        file lacks `model` or `ema`, and its `step` and `optimizer` are None.
+        The contents under our names, with `config` as a `Config`, and `published`, whether it is a published
+        checkpoint. A published one lacks `config`, and its `optimizer` needs `published.translate_optimizer`. A
+        safetensors file lacks `model` or `ema`, and its `step` and `optimizer` are None.
 
     Raises:
         DamagedCheckpoint: it cannot be read, or is damaged.
@@ -67,11 +68,19 @@ def read(path: PathLike) -> dict[str, Any]:
     path = check_path(path)
     try:
         with open(path, "rb") as file:
-            if safetensors_file.is_safetensors(file):
-                return {**WITHOUT_RUN, **safetensors_file.read(path), "published": False}
-            contents = torch.load(file, map_location="cpu", weights_only=True)  # of a path, it would heed the suffix
+            start = file.read(9)
+            if safetensors.is_safetensors(start):
+                contents = safetensors.read(path)
+                return {**WITHOUT_RUN, **contents, "config": _config(contents["config"], path), "published": False}
+            file.seek(0)
+            # torch.load maps zip archives only, and takes any path with this suffix for a safetensors file.
+            mapped = not verify and start.startswith(ZIP_START) and not path.name.endswith(".safetensors")
+            contents = torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
+        ours = isinstance(contents, dict) and contents.get("format") == FORMAT
+        if ours and verify:
+            _verify(path)
     except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error):  # followed by a class or function that is none of torch's own for weights
+        if "GLOBAL" in str(error):  # followed by a class or function that torch does not use for weights
             named = re.search(r"GLOBAL ([\w.]+)", str(error))
             code = f" ({named[1]})" if named else ""
             raise InputError(f"{path}: refused, because it holds code{code} and not only weights.") from None
@@ -81,26 +90,19 @@ def read(path: PathLike) -> dict[str, Any]:
     except OSError as error:
         raise DamagedCheckpoint(f"{path}: cannot be read: {error.strerror or error}.") from None
     except Exception as error:
-        # What torch and safetensors raise on a damaged file is not documented: RuntimeError, EOFError, KeyError...
+        # torch, safetensors and zipfile do not document their exceptions: RuntimeError, EOFError, KeyError...
         raise DamagedCheckpoint(f"{path}: is damaged or not a checkpoint ({type(error).__name__}).") from None
     if not isinstance(contents, dict) or not all(isinstance(contents.get(key), dict) for key in ("model", "ema")):
         raise InputError(f"{path}: is not a checkpoint; it must hold the weights `model` and `ema`.")
     weights = {key: _without_wrappers(contents[key], path) for key in ("model", "ema")}
-    if contents.get("format") == FORMAT:
-        _verify(path)
-        return {
-            **WITHOUT_RUN,
-            **contents,
-            **weights,
-            "config": _config(contents, path),
-            "published": False,
-        }
+    if ours:
+        config = _config(contents.get("config"), path)
+        return {**WITHOUT_RUN, **contents, **weights, "config": config, "published": False}
     if not published.is_published(weights["model"]):
         raise InputError(f"{path}: is a checkpoint of neither this nor the published implementation.")
     return {
         "step": contents.get("step"),
-        "model": published.translate_weights(weights["model"]),
-        "ema": published.translate_weights(weights["ema"]),
+        **{key: published.translate_weights(state) for key, state in weights.items()},
         "published_model": weights["model"],
         "optimizer": contents.get("opt"),
         "scaler": contents.get("scaler"),
@@ -109,40 +111,64 @@ def read(path: PathLike) -> dict[str, Any]:
 
 
 def check_path(path: PathLike) -> Path:
-    """The path of a file that is there.
+    """The path of a file that exists.
 
     Raises:
-        InputError: it is not.
+        InputError: it does not.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(
-            f"{path}: {'is a folder, not a checkpoint file' if path.is_dir() else 'there is no such file'}."
-        )
-    return path
+    if path.is_file():
+        return path
+    raise InputError(f"{path}: {'is a folder, not a checkpoint file' if path.is_dir() else 'there is no such file'}.")
 
 
-def _verify(path: Path) -> None:
+def _config(data: Any, path: Path) -> Config:
+    """The config in a file, JSON data or text."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except Exception as error:  # zipfile, too, raises whatever damaged headers lead it to
-        raise DamagedCheckpoint(f"{path}: is damaged ({type(error).__name__}).") from None
-    if damaged is not None:
-        raise DamagedCheckpoint(f"{path}: is damaged; the checksum of {damaged!r} in it is not that of its bytes.")
-
-
-def _config(contents: dict[str, Any], path: Path) -> Config:
-    try:
-        return Config.from_dict(contents.get("config"))
+        data = parse(data) if isinstance(data, str) else data
+        if isinstance(data, dict) and isinstance(data.get("trainer"), dict):
+            # Earlier versions took an empty name for the working folder.
+            folders = {key: "." for key in ("train_dataset_dir", "log_dir") if data["trainer"].get(key) == ""}
+            data = {**data, "trainer": {**data["trainer"], **folders}}
+        return Config.from_dict(data)
     except InputError as error:
         raise InputError(f"{path}: the configuration in it is not valid: {error}") from None
 
 
+def _verify(path: Path) -> None:
+    """Compare the CRC-32 checksums, which torch writes and does not read."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise DamagedCheckpoint(f"{path}: is damaged; the checksum of {damaged!r} in it is not that of its bytes.")
+
+
 def _without_wrappers(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Remove the prefixes that wrappers leave in names."""
     if not all(isinstance(name, str) and isinstance(values, Tensor) for name, values in state.items()):
         raise InputError(f"{path}: is not a checkpoint; its weights must be named tensors.")
     return {re.sub(r"(^|\.)((module|_orig_mod)\.)+", r"\1", name): values for name, values in state.items()}
+
+
+def check_same_model(path: PathLike, saved: Config, wanted: Config, *, but: str = "") -> None:
+    """Refuse a config whose `model` or `diffusion` differs from a checkpoint's: the weights might fit all the same.
+
+    Args:
+        path: the checkpoint, for the message.
+        saved: its config.
+        wanted: the given config.
+        but: a key that may differ.
+
+    Raises:
+        InputError: names the key and both values.
+    """
+    for section in ("model", "diffusion"):
+        given = dataclasses.asdict(getattr(wanted, section))
+        for key, found in dataclasses.asdict(getattr(saved, section)).items():
+            if given[key] != found and key != but:
+                raise InputError(
+                    f"{path}: was trained with {section}.{key} {found}, but the configuration says {given[key]}."
+                )
 
 
 def load_weights(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
@@ -151,19 +177,16 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], where: str) -> Non
     Args:
         module: the UNet.
         state: the weights, under our names.
-        where: what is being loaded, for messages.
+        where: the name of the weights in messages.
 
     Raises:
         InputError: a key is missing or unknown, or a shape differs.
     """
-    wanted = module.state_dict()
-    problems = [f"{name} is missing" for name in wanted if name not in state]
-    problems += [f"{name} is unknown" for name in state if name not in wanted]
-    problems += [
-        f"{name} has the shape {tuple(state[name].shape)} instead of {tuple(values.shape)}"
-        for name, values in wanted.items()
-        if name in state and state[name].shape != values.shape
-    ]
+    wanted, found = ({name: tuple(of[name].shape) for name in of} for of in (module.state_dict(), state))
+    problems = [f"{name} is missing" for name in wanted if name not in found]
+    problems += [f"{name} is unknown" for name in found if name not in wanted]
+    shapes = [(name, found[name], shape) for name, shape in wanted.items() if found.get(name, shape) != shape]
+    problems += [f"{name} has the shape {got} instead of {shape}" for name, got, shape in shapes]
     if problems:
         more = f", and {len(problems) - 1} more such differences" if len(problems) > 1 else ""
         raise InputError(f"{where}: the weights do not fit the configuration's model: {problems[0]}{more}.")
@@ -177,20 +200,23 @@ def load_diffusion(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> GaussianDiffusion:
-    """Load a trained model, from one of our checkpoints, from a safetensors file or from a published checkpoint.
+    """Load a trained model from one of our checkpoints, a safetensors file or a published checkpoint.
+
+    Only the wanted weights are read; checksums are not verified, see docs/checkpoints.md.
 
     Args:
         path: the checkpoint.
-        config: a `Config` or the path of a config file; a published checkpoint needs it, ours carry their own.
+        config: a `Config` or the path of a config file. A published checkpoint needs it. Ours carry their own; a given
+            one must then agree in `model` and `diffusion`.
         weights: "ema" for the averaged weights, "model" for the last ones.
-        device: where it goes.
+        device: of the model.
         dtype: of the network's weights; None: float32, whatever the file holds. The diffusion itself stays float32.
 
     Returns:
         The model, in evaluation mode, without gradients.
 
     Raises:
-        InputError: the file is missing, damaged, holds code, or does not fit the config; or there are no such weights.
+        InputError: the file is missing, damaged, holds code or lacks the weights, or the config does not fit.
     """
     if weights not in ("ema", "model"):
         raise InputError(f'weights is "{weights}"; it must be "ema" or "model".')
@@ -200,22 +226,12 @@ def load_diffusion(
     if weights not in contents:
         held = "model" if weights == "ema" else "ema"
         raise InputError(f'{path}: holds the weights "{held}" alone; weights is "{weights}", but must be "{held}".')
-    if config is None:
-        if contents["published"]:
-            raise InputError(
-                f"{path}: is a published checkpoint, which carries no configuration; give its config file too."
-            )
-        config = contents["config"]
-    diffusion = GaussianDiffusion.from_config(config)
+    saved = contents.get("config")
+    if config is None and saved is None:
+        raise InputError(f"{path}: is a published checkpoint, which carries no configuration; give its config file.")
+    if config is not None and saved is not None:
+        check_same_model(path, saved, config)
+    diffusion = GaussianDiffusion.from_config(config or saved)
     load_weights(diffusion.unet, contents[weights], f"{path} ({weights})")
-    diffusion.to(device)
-    if dtype is not None:
-        diffusion.unet.to(dtype)
-    return diffusion.eval().requires_grad_(False)
-
-
-if __name__ == "__main__":
-    from patch_based_ddpm import command_line
-    from patch_based_ddpm.checkpoint import __main__ as export  # they import this module
-
-    command_line.run(export.main)
+    diffusion.unet.to(device=device, dtype=dtype)
+    return diffusion.to(device).eval().requires_grad_(False)

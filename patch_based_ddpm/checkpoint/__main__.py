@@ -1,6 +1,5 @@
-"""Pass a model on as a safetensors file: `python -m patch_based_ddpm.checkpoint export`."""
+"""Export one set of weights as a safetensors file: `python -m patch_based_ddpm.checkpoint export`."""
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,20 +8,23 @@ import torch
 from torch import Tensor
 
 from patch_based_ddpm import command_line
-from patch_based_ddpm.checkpoint import load_diffusion, safetensors_file
-from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.checkpoint import load_diffusion, safetensors
+from patch_based_ddpm.errors import InputError, explain_os_error
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with the given arguments, or with the process's own."""
     args = _parser().parse_args(argv)
-    _check_place(args)
+    if args.out.is_dir():
+        raise InputError(f"--out {str(args.out)!r} is a folder; it must be a file.")
+    if not args.out.parent.is_dir():
+        raise InputError(f"--out {str(args.out)!r} cannot be written: there is no folder {str(args.out.parent)!r}.")
+    if args.out.exists() and os.path.exists(args.ckpt) and args.out.samefile(args.ckpt):
+        raise InputError(f"--out {str(args.out)!r} is the checkpoint itself; it must be another file.")
     diffusion = load_diffusion(args.ckpt, config=args.config, weights=args.weights)
-    state = _converted(diffusion.unet.state_dict(), args)
-    try:
-        safetensors_file.write(args.out, diffusion.config, args.weights, state)
-    except OSError as error:
-        raise InputError(f"--out {str(args.out)!r} cannot be written: {error.strerror or error}.") from None
+    state = _converted(diffusion.unet.state_dict(), args.dtype)
+    with explain_os_error(f"--out {str(args.out)!r} cannot be written"):
+        safetensors.write(args.out, diffusion.config, args.weights, state)
     values = sum(tensor.numel() for tensor in state.values())
     print(f'{args.out}: the weights "{args.weights}" of {args.ckpt}, {values:,} values in {args.dtype}.')
 
@@ -34,7 +36,7 @@ def _parser() -> command_line.Parser:
     )
     parser.add_argument("action", choices=("export",), help="what to do with the checkpoint")
     parser.add_argument("--ckpt", required=True, metavar="FILE", help="checkpoint of any kind")
-    parser.add_argument("--config", metavar="FILE", help="configuration; only a published checkpoint needs it")
+    parser.add_argument("--config", metavar="FILE", help="config file; only a published checkpoint needs it")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the file to write")
     parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged or last (default: ema)")
     parser.add_argument(
@@ -43,25 +45,14 @@ def _parser() -> command_line.Parser:
     return parser
 
 
-def _check_place(args: argparse.Namespace) -> None:
-    """Before the work, and before a checkpoint is lost that could be continued."""
-    out = args.out
-    if out.is_dir():
-        raise InputError(f"--out {str(out)!r} is a folder; it must be a file.")
-    if not out.parent.is_dir():
-        raise InputError(f"--out {str(out)!r} cannot be written: there is no folder {str(out.parent)!r}.")
-    if not os.access(out.parent, os.W_OK | os.X_OK):
-        raise InputError(f"--out {str(out)!r} cannot be written: nothing can be written to {str(out.parent)!r}.")
-    if out.exists() and Path(args.ckpt).exists() and out.samefile(args.ckpt):
-        raise InputError(f"--out {str(out)!r} is the checkpoint itself; it must be another file.")
-
-
-def _converted(state: dict[str, Tensor], args: argparse.Namespace) -> dict[str, Tensor]:
-    """In the dtype asked for; fp16 ends at 65504."""
-    dtype = command_line.DTYPES[args.dtype]
-    stored = {name: values.to(dtype) for name, values in state.items()}
+def _converted(state: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    stored = {name: values.to(command_line.DTYPES[dtype]) for name, values in state.items()}
     for name, values in state.items():
-        if not torch.equal(values.isfinite(), stored[name].isfinite()):
+        if not torch.equal(values.isfinite(), stored[name].isfinite()):  # fp16 ends at 65504
             largest = values.abs().max().item()
-            raise InputError(f"--dtype {args.dtype} cannot hold {name}, whose largest value is {largest:g}.")
+            raise InputError(f"--dtype {dtype} cannot hold {name}, whose largest value is {largest:g}.")
     return stored
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,4 +1,4 @@
-"""Reading checkpoints of the published implementation: its names and shapes, told apart and translated into ours."""
+"""Checkpoints of the published implementation: their names and shapes, translated into ours."""
 
 import re
 from typing import Any
@@ -6,23 +6,9 @@ from typing import Any
 from torch import Tensor
 
 PREFIX = "denoise_fn."
-SCHEDULE = {
-    "betas",
-    "alphas_cumprod",
-    "alphas_cumprod_prev",
-    "sqrt_alphas_cumprod",
-    "sqrt_one_minus_alphas_cumprod",
-    "log_one_minus_alphas_cumprod",
-    "sqrt_recip_alphas_cumprod",
-    "sqrt_recipm1_alphas_cumprod",
-    "posterior_variance",
-    "posterior_log_variance_clipped",
-    "posterior_mean_coef1",
-    "posterior_mean_coef2",
-}
-IDLE = re.compile(r"_patched_decoder\._embedder\.(weight|bias)")  # a layer whose output the published network drops
+IDLE = re.compile(r"_patched_decoder\._embedder\.(weight|bias)")  # a layer whose output the network drops
 
-# Applied one after the other, from the outside of a name to its inside.
+# Applied in order, from the start of a name to its end.
 RENAMES = [
     (r"^_patched_encoder\._init_conv\.", "conv_in."),
     (r"^_patched_encoder\._downsLayers\.", "encoder."),
@@ -57,7 +43,7 @@ def is_published(state: dict[str, Any]) -> bool:
 
 
 def translate_name(name: str) -> str:
-    """Our name of a published parameter, without its `denoise_fn.`; a name nobody knows comes back as it is."""
+    """Our name of a published parameter, given without its prefix; an unknown name comes back unchanged."""
     for pattern, replacement in RENAMES:
         name = re.sub(pattern, replacement, name)
     return name
@@ -66,18 +52,17 @@ def translate_name(name: str) -> str:
 def translate_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Turn a published state dict into one of our UNet's.
 
-    The schedule's buffers are left out, they follow from the config, and so is the layer that does nothing.
-
     Args:
-        state: published names, with wrappers' prefixes already taken off.
+        state: published names, without the prefixes of wrappers.
 
     Returns:
-        Our names. A key nobody knows is kept under its own name, so that loading can refuse it.
+        Our names. Left out are the unused layer and the buffers of the schedule, which follows from the config. An
+        unknown parameter keeps its name, so that loading refuses it.
     """
     weights = {}
     for name, values in state.items():
         inner = name.removeprefix(PREFIX)
-        if name not in SCHEDULE and not IDLE.fullmatch(inner):
+        if inner != name and not IDLE.fullmatch(inner):
             weights[translate_name(inner)] = _shape(inner, values)
     return weights
 
@@ -92,8 +77,8 @@ def translate_optimizer(optimizer: dict[str, Any], model: dict[str, Tensor], nam
 
     Args:
         optimizer: published `opt`; its entries are numbered in the order of `model`'s parameters.
-        model: the published state dict beside it, with wrappers' prefixes already taken off.
-        names: our parameters' names in the order in which our optimizer holds them.
+        model: the published state dict of the same file, without the prefixes of wrappers.
+        names: our parameters' names in the order of our optimizer.
 
     Returns:
         A state dict for our optimizer.

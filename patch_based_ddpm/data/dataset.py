@@ -1,64 +1,105 @@
 """Training data: images of a source -> float32 (c, H, W) in [-1, 1], in an endless shuffled stream; and back to uint8.
 
-Which image comes when, and whether it is mirrored, are functions of (seed, epoch, index), whatever the number of
-workers; a stream may start anywhere, so a resumed run sees what the uninterrupted one would have seen.
+The order of the images and their flips are functions of (seed, epoch, index), whatever the number of workers. A
+stream may start anywhere, so a resumed run sees what the uninterrupted one would have seen.
 
 Shapes: `b` images, `c` channels, `H W` image.
 """
 
 import multiprocessing
 import multiprocessing.forkserver
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, count
 from multiprocessing.context import BaseContext
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from einops import rearrange
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from patch_based_ddpm.data.decoding import UnreadableImage, fit, to_mode
-from patch_based_ddpm.data.sources import Source
+from patch_based_ddpm.data.sources import Source, UnreadableImage
+from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.randomness import Purpose, generator
 from patch_based_ddpm.signals import ignored_by_children, outlive_signals
 
 Sample = tuple[Tensor, tuple[int, ...]]
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def to_float(pixels: Tensor) -> Tensor:
-    """Turn uint8 values in [0, 255], of any shape, into float32 in [-1, 1]; `to_uint8` is the way back."""
+    """Convert uint8 values in [0, 255], of any shape, to float32 in [-1, 1]; `to_uint8` is the inverse."""
     return pixels.float() / 127.5 - 1
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Turn floats, of any shape, into the nearest uint8 value; what lies outside [-1, 1] is clamped."""
+    """Convert floats in [-1, 1], of any shape, to the nearest uint8 value; values outside are clamped."""
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def to_mode(image: Image.Image, channels: int) -> Image.Image:
+    """Convert an image of any mode to 8-bit grey, RGB or RGBA.
+
+    Args:
+        image: any mode that Pillow reads; integers in [0, 65535] in the modes `I...`, floats in [0, 1] in `F`.
+        channels: 1 (L) or 3 (RGB), transparency blended onto white; or 4 (RGBA).
+
+    Raises:
+        InputError: another number of channels, or values outside the ranges above.
+    """
+    if channels not in _MODES:
+        raise InputError(f"channels is {channels}; it must be 1 (grey), 3 (RGB) or 4 (RGBA).")
+    if image.mode == "F" or image.mode.startswith("I"):
+        values, scale = np.asarray(image), 1 if image.mode == "F" else 65535
+        if not (values.min() >= 0 and values.max() <= scale):
+            raise InputError(f"its values run from {values.min()} to {values.max()}; they must lie in [0, {scale}].")
+        image = Image.fromarray(np.rint(values * (255 / scale)).astype(np.uint8))
+    if channels != 4 and image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert(_MODES[channels])
+
+
+def fit(image: Image.Image, height: int, width: int, flip: bool) -> Image.Image:
+    """Resize an image until it just covers (height, width), mirror it if asked, and crop the centre.
+
+    The published order: shorter side to the target (bilinear, antialiased), flip, centre crop. Unlike the published
+    code, only the part that is kept is resampled, so that a very long image takes no more memory than another; about
+    one value in 700 differs by one level (of 255), because Pillow rounds the corners of the crop to single precision.
+
+    The mode is L, RGB or RGBA; Pillow keeps the colours of transparent pixels from bleeding into the others.
+    """
+    if width * image.height >= height * image.width:
+        resized_width, resized_height = width, width * image.height // image.width
+    else:
+        resized_width, resized_height = height * image.width // image.height, height
+    left = round((resized_width - width) / 2)
+    top = round((resized_height - height) / 2)
+    if flip:
+        left = resized_width - width - left  # the crop of the mirrored image, in coordinates of the original
+    x, y = image.width / resized_width, image.height / resized_height
+    box = (left * x, top * y, min((left + width) * x, image.width), min((top + height) * y, image.height))
+    fitted = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    return ImageOps.mirror(fitted) if flip else fitted
+
+
 class Pixels(Protocol):
-    """Numbered images of one size, ready to train on: `FittedImages`, or the same ones out of a cache."""
+    """Numbered images of one size: `FittedImages`, or the same images from a cache."""
 
     @property
     def size(self) -> int | None:
         """Number of images, None for an endless source."""
 
     def read(self, index: int, flip: bool) -> np.ndarray:
-        """Image `index`, mirrored if asked: (H, W, c) uint8, the caller's own; raises `UnreadableImage`."""
+        """Image `index`, mirrored if asked: (H, W, c) uint8, a copy; raises `UnreadableImage`."""
 
 
 @dataclass(frozen=True)
 class FittedImages:
-    """The images of a source, each resized and cropped when it is read.
-
-    Attributes:
-        source: where the images come from.
-        channels: c, see `to_mode`.
-        height: H.
-        width: W.
-    """
+    """The images of a source, resized and cropped to (c, H, W) = (channels, height, width) when they are read."""
 
     source: Source
     channels: int
@@ -83,10 +124,8 @@ class TrainingImages(Dataset):
     """Images as training samples, keyed by (epoch, index).
 
     Attributes:
-        pixels: the images.
         horizontal_flip: mirror an image in half of the epochs, drawn by (seed, epoch, index).
-        seed: 0 or more.
-        on_bad_image: what an unreadable image does: `stop` raises, `skip` takes the next readable one.
+        on_bad_image: at an unreadable image, `stop` raises and `skip` takes the next readable one.
     """
 
     pixels: Pixels
@@ -95,13 +134,10 @@ class TrainingImages(Dataset):
     on_bad_image: Literal["stop", "skip"]
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
-        """Load one sample.
-
-        Args:
-            key: the epoch and the image's index.
+        """Load the sample of (epoch, index).
 
         Returns:
-            (c, H, W) float32 in [-1, 1], and the indexes of the unreadable images that were passed over for it.
+            (c, H, W) float32 in [-1, 1], and the indexes of the unreadable images that were skipped for it.
 
         Raises:
             UnreadableImage: the image (`stop`) or every image there is (`skip`) cannot be used.
@@ -110,27 +146,22 @@ class TrainingImages(Dataset):
         flip = self.horizontal_flip and bool(
             torch.rand((), generator=generator(self.seed, Purpose.FLIP, epoch, index)) < 0.5
         )
-        if self.on_bad_image == "stop" or self.pixels.size is None:
+        size = self.pixels.size
+        if self.on_bad_image == "stop" or size is None:
             return self._load(index, flip), ()
-        passed_over: list[int] = []
-        while len(passed_over) < self.pixels.size:
-            candidate = (index + len(passed_over)) % self.pixels.size
+        skipped: list[int] = []
+        while len(skipped) < size:
+            candidate = (index + len(skipped)) % size
             try:
-                return self._load(candidate, flip), tuple(passed_over)
+                return self._load(candidate, flip), tuple(skipped)
             except UnreadableImage as error:
-                passed_over.append(candidate)
+                skipped.append(candidate)
                 last = error
-        raise UnreadableImage(f"none of the {self.pixels.size} images can be used; of the last one tried: {last}")
+        raise UnreadableImage(f"none of the {size} images can be used; of the last one tried: {last}")
 
     def _load(self, index: int, flip: bool) -> Tensor:
         pixels = torch.from_numpy(self.pixels.read(index, flip))
         return to_float(rearrange(pixels, "h w c -> c h w")).contiguous()
-
-
-def collate(samples: list[Sample]) -> Sample:
-    """Join b samples into (b, c, H, W) float32 and the indexes of all images that were passed over for them."""
-    images, passed_over = zip(*samples, strict=True)
-    return torch.stack(images), tuple(chain(*passed_over))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,14 +169,8 @@ class ShuffledStream(Sampler[tuple[int, int]]):
     """One process's share of the endless stream of (epoch, index); each iteration over it begins at `start`.
 
     Process r of W takes the positions r, r + W, r + 2W, ... of the whole stream. Position p lies in epoch p // size,
-    and every epoch has an order of its own. An endless source has one epoch: there position p is (0, p).
-
-    Attributes:
-        size: images of the source, None for an endless one.
-        seed: of the orders, 0 or more.
-        process_index: r.
-        num_processes: W.
-        start: samples that this process has taken before.
+    and every epoch has an order of its own. An endless source (size None) has one epoch: position p is (0, p).
+    `start` counts the samples that this process has taken before.
     """
 
     size: int | None
@@ -155,45 +180,16 @@ class ShuffledStream(Sampler[tuple[int, int]]):
     start: int
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        positions = count(self.process_index + self.start * self.num_processes, self.num_processes)
-        if self.size is None:
-            for position in positions:
-                yield 0, position
         shuffled = -1
-        for position in positions:
+        for position in count(self.process_index + self.start * self.num_processes, self.num_processes):
+            if self.size is None:
+                yield 0, position
+                continue
             epoch, place = divmod(position, self.size)
             if epoch != shuffled:
                 order = torch.randperm(self.size, generator=generator(self.seed, Purpose.SHUFFLE, epoch))
                 shuffled = epoch
             yield epoch, int(order[place])
-
-
-class _Carried(Dataset):
-    """Returns an `UnreadableImage` as a sample: raised in a worker, torch would bury its sentence in a traceback."""
-
-    def __init__(self, images: TrainingImages):
-        self.images = images
-
-    def __getitem__(self, key: tuple[int, int]) -> Sample | UnreadableImage:
-        try:
-            return self.images[key]
-        except UnreadableImage as error:
-            return error
-
-
-def _collate_carried(samples: list[Sample | UnreadableImage]) -> Sample | UnreadableImage:
-    errors = [sample for sample in samples if isinstance(sample, UnreadableImage)]
-    return errors[0] if errors else collate(samples)
-
-
-class _Batches(DataLoader):
-    """Raises in the main process what `_Carried` carried there."""
-
-    def __iter__(self) -> Iterator[Sample]:
-        for batch in super().__iter__():
-            if isinstance(batch, UnreadableImage):
-                raise batch
-            yield batch
 
 
 def loader(
@@ -203,38 +199,64 @@ def loader(
     batch_size: int,
     num_workers: int,
     device: torch.device,
-) -> DataLoader:
-    """Load batches, the same ones for every number of workers.
+) -> Iterator[Sample]:
+    """Load batches in the order of `stream`, the same ones for every number of worker processes.
 
-    Args:
-        images: the samples.
-        stream: their keys in order, a `ShuffledStream` or a finite list.
-        batch_size: b.
-        num_workers: processes that load images; 0 loads them in this one.
-        device: where the batches will go; for a GPU they are put into pinned memory.
+    With 0 workers, this process loads them. Batches for a GPU are put into pinned memory.
 
-    Returns:
-        An iterable of what `collate` returns. Iterating raises `UnreadableImage`, also for images met in a worker.
+    Yields:
+        (b, c, H, W) float32, and the indexes of all images that were skipped for them.
+
+    Raises:
+        UnreadableImage: see `TrainingImages`; also for an image that a worker reads.
     """
-    return _Batches(
-        _Carried(images),
-        batch_size=batch_size,
-        sampler=stream,
+    options = {"batch_size": batch_size, "collate_fn": collate, "pin_memory": device.type == "cuda"}
+    for batch in load_in_workers(images.__getitem__, stream, num_workers, **options):
+        if isinstance(batch, UnreadableImage):
+            raise batch
+        yield batch
+
+
+def collate(samples: list[Sample | UnreadableImage]) -> Sample | UnreadableImage:
+    """Join b samples into a batch: (b, c, H, W), and the indexes that were skipped; or return their first error."""
+    for sample in samples:
+        if isinstance(sample, UnreadableImage):
+            return sample
+    images, skipped = zip(*samples, strict=True)
+    return torch.stack(images), tuple(chain(*skipped))
+
+
+def load_in_workers(load: Callable[[Any], Any], keys: Iterable[Any], num_workers: int, **options: Any) -> DataLoader:
+    """A DataLoader over `load(key)` of each key; where that raises an `UnreadableImage`, over the error itself."""
+    return DataLoader(
+        _ReturnErrors(load),
+        sampler=keys,
         num_workers=num_workers,
-        collate_fn=_collate_carried,
-        pin_memory=device.type == "cuda",
-        multiprocessing_context=worker_context() if num_workers else None,
+        multiprocessing_context=_worker_context() if num_workers else None,
         worker_init_fn=outlive_signals,
-        generator=torch.Generator(),  # torch draws the workers' unused seeds from it, and not from the global generator
-        persistent_workers=num_workers > 0,
+        generator=torch.Generator(),  # torch draws unused seeds for the workers; not from the global generator
+        **options,
     )
 
 
-def worker_context() -> BaseContext:
+@dataclass(frozen=True)
+class _ReturnErrors(Dataset):
+    """Returns an `UnreadableImage`: raised in a worker, torch would bury its sentence in a traceback."""
+
+    load: Callable[[Any], Any]
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return self.load(key)
+        except UnreadableImage as error:
+            return error
+
+
+def _worker_context() -> BaseContext:
     """How worker processes start: forked off a clean server process, or spawned where the system has none.
 
-    Not forked off the training process: that one has threads and a GPU, and forking those may deadlock, which Python
-    3.12 warns of. A script that uses workers therefore needs the usual `if __name__ == "__main__":`.
+    They are not forked off the training process, because forking a process with threads and a GPU may deadlock. A
+    script that uses workers therefore needs the usual `if __name__ == "__main__":`.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")

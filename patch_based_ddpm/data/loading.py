@@ -1,4 +1,4 @@
-"""The training images of one process, batch by batch: resized as they are read, or out of a cache built before."""
+"""The training batches of one process, of images that are resized as they are read or that come out of a cache."""
 
 import os
 from collections.abc import Callable, Generator
@@ -24,17 +24,22 @@ def prepare_pixels(config: Config, accelerator: Accelerator, source: Source, cac
     images = dataset.FittedImages(source, model.channels, *model.image_shape)
     if not trainer.cache_images:
         return images
-    path, built = cache_path, None
+    built = None
     if accelerator.is_main_process:
-        num_workers = _num_workers(config) * _processes_of_this_machine()  # the others wait, and their workers too
+        num_workers = _num_workers(config) * _local_processes()  # while it builds, the others and their workers idle
         try:
-            built = cache.build(path, images, on_bad_image=trainer.on_bad_image, num_workers=num_workers)
+            built = cache.build(cache_path, images, on_bad_image=trainer.on_bad_image, num_workers=num_workers)
         except InputError as error:
             built = error
     built = processes.from_main(built)
     if isinstance(built, InputError):
         raise built
-    return cache.open_cache(path, built)
+    if cache.open_cache(cache_path, built.stamp) != built:
+        raise InputError(
+            f"the image cache {str(cache_path)!r} is not the one that the main process built; trainer.log_dir must be "
+            "one folder for all processes."
+        )
+    return built
 
 
 def micro_batches(
@@ -44,25 +49,15 @@ def micro_batches(
     step: int,
     report_bad_images: Callable[[tuple[int, ...]], None],
 ) -> Generator[Tensor, None, None]:
-    """This process's batches, without end.
+    """This process's batches, without end, beginning with those of optimizer step `step`.
 
-    Args:
-        config: batch, order and flips.
-        accelerator: tells this process from the others.
-        pixels: the images.
-        step: the optimizer step to begin with.
-        report_bad_images: is told the indexes of unreadable images that were passed over for a batch.
+    `report_bad_images` is called with the indexes of the unreadable images that were skipped for a batch.
 
     Yields:
         (b, c, H, W) float32 in [-1, 1], on the CPU.
     """
     trainer = config.trainer
-    images = dataset.TrainingImages(
-        pixels=pixels,
-        horizontal_flip=trainer.horizontal_flip,
-        seed=trainer.seed,
-        on_bad_image=trainer.on_bad_image,
-    )
+    images = dataset.TrainingImages(pixels, trainer.horizontal_flip, trainer.seed, trainer.on_bad_image)
     stream = dataset.ShuffledStream(
         size=pixels.size,
         seed=trainer.seed,
@@ -70,25 +65,19 @@ def micro_batches(
         num_processes=accelerator.num_processes,
         start=step * trainer.train_batch_size * trainer.gradient_accumulate_every,
     )
-    loader = dataset.loader(
-        images,
-        stream,
-        batch_size=trainer.train_batch_size,
-        num_workers=_num_workers(config),
-        device=accelerator.device,
-    )
-    for batch, passed_over in loader:
-        report_bad_images(passed_over)
+    batch_size, num_workers, device = trainer.train_batch_size, _num_workers(config), accelerator.device
+    for batch, skipped in dataset.loader(images, stream, batch_size=batch_size, num_workers=num_workers, device=device):
+        report_bad_images(skipped)
         yield batch
 
 
 def _num_workers(config: Config) -> int:
-    """What the config says, or this process's fair share of the cores of its machine."""
+    """`trainer.num_workers`, or this process's share of the cores of its machine."""
     if config.trainer.num_workers is not None:
         return config.trainer.num_workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, cores // _processes_of_this_machine())
+    return max(1, cores // _local_processes())
 
 
-def _processes_of_this_machine() -> int:
+def _local_processes() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -1,58 +1,82 @@
-"""Image sources: where training images come from, one numbered PIL image at a time.
+"""Image sources: where numbered PIL images come from: a folder, an LMDB database such as LSUN's, or drawn faces.
 
-A source is a frozen, picklable dataclass with
-    size         number of images, None for an endless source;
-    read(i)      image `i` as stored, turned upright by its EXIF orientation; raises `UnreadableImage`;
-    name(i)      image `i` in words, for messages;
-    stamp()      where `size` is a number: a text that changes when an image may have; looks at the files.
+To add a source, write a class with the four members of `Source` and let `open_source` return it for the
+`trainer.train_dataset_dir` that stands for it. Everything else (resizing, flips, order, cache, workers) follows.
 """
 
+import contextlib
+import functools
 import hashlib
+import io
 import json
 import os
+import warnings
+import zipfile
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, BinaryIO, Protocol
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from patch_based_ddpm.data import face_drawing, faces
-from patch_based_ddpm.data.decoding import decode
-from patch_based_ddpm.data.lsun import open_lmdb
+from patch_based_ddpm.data import faces
 from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.files import atomic_write
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 BUILTIN_FACES = "builtin:faces"
 
 
+class UnreadableImage(InputError):  # noqa: N818 - it is caught for what it is, and part of the public API
+    """An image that cannot be used; its one argument is a sentence that names the image and the reason."""
+
+
 class Source(Protocol):
-    """What every source offers, see the module's docstring."""
+    """The interface of a source. Worker processes receive a pickled copy, so it holds no open file."""
 
     @property
-    def size(self) -> int | None: ...
+    def size(self) -> int | None:
+        """Number of images, None for an endless source."""
 
-    def read(self, index: int) -> Image.Image: ...
+    def read(self, index: int) -> Image.Image:
+        """Image `index`, upright, of any mode and size; raises `UnreadableImage`."""
 
-    def name(self, index: int) -> str: ...
+    def name(self, index: int) -> str:
+        """What messages call image `index`, on one line."""
+
+    def stamp(self) -> str:
+        """A text that changes whenever an image may have changed: caches of the images are valid for one stamp."""
 
 
-class FiniteSource(Source, Protocol):
-    """A source whose images have a number."""
+def open_source(location: str, height: int, width: int, seed: int, index_cache_dir: Path | None) -> Source:
+    """Open the data set of `trainer.train_dataset_dir`: `builtin:faces`, an LMDB folder, or a folder of images.
 
-    @property
-    def size(self) -> int: ...
+    `height`, `width` and `seed` are those of drawn images. `index_cache_dir`, unless it is None, keeps the index of an
+    LMDB folder from one run to the next.
 
-    def stamp(self) -> str: ...
+    Raises:
+        InputError: an unknown built-in name; a folder that is missing, unreadable or without images; no lmdb package.
+    """
+    if location == BUILTIN_FACES:
+        if min(height, width) < faces.SMALLEST_DRAWING:
+            raise InputError(
+                f"model.image_size is {height} x {width}; {BUILTIN_FACES} needs at least {faces.SMALLEST_DRAWING} "
+                "pixels a side."
+            )
+        return FacesSource(height, width, seed)
+    if location.startswith("builtin:"):
+        raise InputError(f'the data set is "{location}"; the only built-in one is "{BUILTIN_FACES}".')
+    directory = Path(location)
+    if (directory / "data.mdb").is_file():
+        cache = None if index_cache_dir is None else index_cache_dir / f"lmdb_keys-{directory.resolve().name}.npz"
+        return open_lmdb(directory, cache)
+    return list_folder(directory)
 
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Image files below a folder, see `list_folder`.
-
-    Attributes:
-        root: the folder.
-        paths: the files, relative to `root` and with forward slashes.
-    """
+    """Image files below the folder `root`; `paths` are relative to it, with forward slashes. See `list_folder`."""
 
     root: Path
     paths: tuple[str, ...]
@@ -70,65 +94,13 @@ class FolderSource:
     def stamp(self) -> str:
         digest = hashlib.sha256()
         for path in self.paths:
-            digest.update(json.dumps([path, *_size_and_time(self.root / path)]).encode())
+            try:
+                status = (self.root / path).stat()
+                size_and_time = [status.st_size, status.st_mtime_ns]
+            except OSError:  # the file is gone: `read` will say so
+                size_and_time = []
+            digest.update(json.dumps([path, *size_and_time]).encode())
         return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class FacesSource:
-    """The built-in data set: drawn faces without end, see `faces`.
-
-    Attributes:
-        height: in pixels.
-        width: in pixels.
-        seed: another seed draws other faces.
-    """
-
-    height: int
-    width: int
-    seed: int
-
-    @property
-    def size(self) -> None:
-        return None
-
-    def read(self, index: int) -> Image.Image:
-        return Image.fromarray(face_drawing.draw(faces.attributes(index, self.seed), self.height, self.width))
-
-    def name(self, index: int) -> str:
-        return f"{BUILTIN_FACES} number {index}"
-
-
-def open_source(location: str, height: int, width: int, seed: int, index_cache_dir: Path | None) -> Source:
-    """Open whatever a data set's location stands for.
-
-    Args:
-        location: `builtin:faces`, an LMDB folder (one that holds data.mdb), or a folder of images.
-        height: of a built-in image, in pixels.
-        width: of a built-in image, in pixels.
-        seed: of a built-in data set.
-        index_cache_dir: folder that keeps the index of an LMDB folder from one run to the next; None: keep none.
-
-    Returns:
-        A source of at least one image.
-
-    Raises:
-        InputError: an unknown built-in name; a folder that is missing, unreadable or without images; no lmdb package.
-    """
-    if location == BUILTIN_FACES:
-        if min(height, width) < face_drawing.SMALLEST_DRAWING:
-            raise InputError(
-                f"model.image_size is {height} x {width}; {BUILTIN_FACES} needs at least "
-                f"{face_drawing.SMALLEST_DRAWING} pixels a side."
-            )
-        return FacesSource(height, width, seed)
-    if location.startswith("builtin:"):
-        raise InputError(f'the data set is "{location}"; the only built-in one is "{BUILTIN_FACES}".')
-    directory = Path(location)
-    if (directory / "data.mdb").is_file():
-        cache = None if index_cache_dir is None else index_cache_dir / f"lmdb_keys-{directory.resolve().name}.npz"
-        return open_lmdb(directory, cache)
-    return list_folder(directory)
 
 
 def list_folder(directory: Path) -> FolderSource:
@@ -163,10 +135,142 @@ def list_folder(directory: Path) -> FolderSource:
     return FolderSource(directory, tuple(sorted(paths)))
 
 
-def _size_and_time(path: Path) -> tuple[int, int] | tuple[()]:
-    """Nothing for a file that is not there: what it is asked for then is its own affair."""
+@dataclass(frozen=True, eq=False)
+class LMDBSource:
+    """Encoded images in an LMDB environment, see `open_lmdb`.
+
+    torchvision's LSUN opens the database when it is constructed and pickles its index into the working folder.
+
+    Attributes:
+        directory: the folder that holds data.mdb.
+        keys: (total length,) uint8, the keys end to end; a worker's copy takes no more memory than their bytes.
+        ends: (size,) int64, where each key ends in `keys`.
+    """
+
+    directory: Path
+    keys: np.ndarray
+    ends: np.ndarray
+
+    @property
+    def size(self) -> int:
+        return len(self.ends)
+
+    def read(self, index: int) -> Image.Image:
+        with _environment(self.directory).begin() as transaction:
+            data = transaction.get(self._key(index))
+        if data is None:
+            raise UnreadableImage(f"{self.name(index)} cannot be read: the database no longer holds it.")
+        return decode(io.BytesIO(data), self.name(index))
+
+    def name(self, index: int) -> str:
+        return f"{str(self.directory)!r} key {self._key(index)!r}"
+
+    def stamp(self) -> str:
+        return _stamp(self.directory, self.size)
+
+    def _key(self, index: int) -> bytes:
+        start = self.ends[index - 1] if index else 0
+        return self.keys[start : self.ends[index]].tobytes()
+
+
+def open_lmdb(directory: Path, index_cache: Path | None) -> LMDBSource:
+    """Open a folder that holds an LMDB environment of encoded images.
+
+    Listing millions of keys takes minutes on a slow disk, so the .npz file `index_cache`, unless it is None, keeps the
+    list for as long as the database does not change.
+
+    Raises:
+        InputError: lmdb is not installed, or the database cannot be opened or is empty.
+    """
+    directory = directory.resolve()
+    environment = _environment(directory)
+    entries = environment.stat()["entries"]
+    if not entries:
+        raise InputError(f"the LMDB folder {str(directory)!r} holds no image: it has no entries.")
+    stamp = _stamp(directory, entries)
+    if index_cache is not None:
+        with (
+            contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile),  # missing or damaged
+            index_cache.open("rb") as file,  # NumPy leaves a damaged file open
+            np.load(file) as index,
+        ):
+            if str(index["stamp"]) == stamp:
+                return LMDBSource(directory, index["keys"], index["ends"])
+    keys, ends = _list_keys(environment)
+    if index_cache is not None:
+        with contextlib.suppress(OSError):  # the next run lists them again
+            index_cache.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(index_cache, shared=True) as file:
+                np.savez(file, stamp=np.array(stamp), keys=keys, ends=ends)
+    return LMDBSource(directory, keys, ends)
+
+
+def _stamp(directory: Path, entries: int) -> str:
+    status = (directory / "data.mdb").stat()
+    return json.dumps([str(directory), entries, status.st_size, status.st_mtime_ns])
+
+
+@functools.cache
+def _environment(directory: Path) -> Any:
+    """The open LMDB environment: LMDB allows one a process.
+
+    A forked process may use its parent's: opened read-only and without locks, it holds nothing that is tied to one.
+    """
     try:
-        status = path.stat()
-    except OSError:
-        return ()
-    return status.st_size, status.st_mtime_ns
+        import lmdb  # only LSUN needs it
+    except ImportError as error:
+        raise InputError(
+            f"the folder {str(directory)!r} is an LMDB database, and the package lmdb that reads it is not installed; "
+            'run `pipenv install --categories "packages lsun"`.'
+        ) from error
+    try:
+        return lmdb.open(str(directory), readonly=True, lock=False, readahead=False, create=False)
+    except lmdb.Error as error:
+        raise InputError(f"the LMDB folder {str(directory)!r} cannot be opened: {error}.") from error
+
+
+def _list_keys(environment: Any) -> tuple[np.ndarray, np.ndarray]:
+    keys, ends = bytearray(), array("q")
+    with environment.begin() as transaction:
+        for key in transaction.cursor().iternext(keys=True, values=False):
+            keys += key
+            ends.append(len(keys))
+    return np.frombuffer(keys, np.uint8), np.frombuffer(ends, np.int64)
+
+
+@dataclass(frozen=True)
+class FacesSource:
+    """The built-in data set: the endless sequence of faces number `seed`, see `faces`."""
+
+    height: int
+    width: int
+    seed: int
+
+    @property
+    def size(self) -> None:
+        return None
+
+    def read(self, index: int) -> Image.Image:
+        return Image.fromarray(faces.draw(faces.attributes(index, self.seed), self.height, self.width))
+
+    def name(self, index: int) -> str:
+        return f"{BUILTIN_FACES} number {index}"
+
+    def stamp(self) -> str:
+        return BUILTIN_FACES
+
+
+def decode(file: Path | BinaryIO, name: str) -> Image.Image:
+    """Read a whole image and turn it upright by its EXIF orientation, or raise `UnreadableImage`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd metadata leaves the picture intact
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(file) as image:
+                image.load()
+                return ImageOps.exif_transpose(image)
+        except UnidentifiedImageError as error:
+            raise UnreadableImage(f"{name} cannot be read: Pillow finds no image in it.") from error
+        except Exception as error:  # on damaged bytes, Pillow's decoders raise any kind of exception
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+            raise UnreadableImage(f"{name} cannot be read: {reason.rstrip('.')}.") from error

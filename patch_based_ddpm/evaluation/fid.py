@@ -1,27 +1,26 @@
-"""FID, KID, precision and recall, by the package torch-fidelity: optional, and imported only where it is asked for.
+"""FID, KID, precision and recall by the package torch-fidelity, which is optional and imported only when it is used.
 
 Shapes: `b` images, `m` images of a set, `f` features of an image.
 """
 
 import hashlib
 import pickle
-import urllib.error
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.errors import InputError, explain_os_error
 
 INCEPTION = "inception-v3-compat"  # torch-fidelity's name of the network that FID is defined by
-NEIGHBOURS = 3  # whose distance is the radius of an image's neighbourhood; Kynkäänniemi et al. 2019
+NEIGHBOURS = 3  # the distance to the third nearest image is the radius of a neighbourhood; Kynkäänniemi et al. 2019
 FEWEST_IMAGES = NEIGHBOURS + 1
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 ROWS_AT_A_TIME = 1024  # of the matrix of distances
 
 
 class Extractor:
-    """From images to features.
+    """The network that turns images into features.
 
     Args:
         weights: a file with the network's weights; None: torch-fidelity downloads the official ones.
@@ -29,7 +28,7 @@ class Extractor:
         name: the network, by the name under which torch-fidelity knows it.
 
     Raises:
-        InputError: torch-fidelity is not installed, the weights do not fit, hold code, or cannot be downloaded.
+        InputError: torch-fidelity is not installed, or the weights do not fit, hold code, or cannot be downloaded.
     """
 
     def __init__(self, weights: Path | None, device: torch.device | str, name: str = INCEPTION) -> None:
@@ -42,23 +41,17 @@ class Extractor:
                 '`pipenv install --categories "packages evaluate"` installs.'
             ) from None
         if weights is not None:
-            _check(weights)
+            _refuse_code(weights)
         layer = registry.FEATURE_EXTRACTORS_REGISTRY[name].get_default_feature_layer_for_metric("fid")
+        options = {"feature_extractor_weights_path": None if weights is None else str(weights)}
         try:
-            network = utils.create_feature_extractor(
-                name,
-                [layer],
-                cuda=False,
-                verbose=False,
-                feature_extractor_weights_path=None if weights is None else str(weights),
-            )
-        except (urllib.error.URLError, OSError) as error:
-            raise InputError(
-                f"the weights of Inception cannot be downloaded ({error}); give --inception-weights a file of them."
-            ) from None
+            with explain_os_error(
+                "the weights of Inception cannot be downloaded", "; give --inception-weights a file of them"
+            ):
+                network = utils.create_feature_extractor(name, [layer], cuda=False, verbose=False, **options)
         except RuntimeError:
-            what = "what was downloaded" if weights is None else weights
-            raise InputError(f"{what}: these are not the weights of torch-fidelity's Inception network.") from None
+            source = "the downloaded file" if weights is None else weights
+            raise InputError(f"{source} does not hold the weights of torch-fidelity's Inception network.") from None
         self.network = network.to(device)
         self.device = device
         digest = None if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest()
@@ -66,20 +59,13 @@ class Extractor:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        """Extract features.
-
-        Args:
-            images: (b, 1, H, W), shown as grey RGB, or (b, 3, H, W); uint8.
-
-        Returns:
-            (b, f) float32 on the CPU.
-        """
+        """Extract the features of uint8 images, (b, 1, H, W), taken as grey RGB, or (b, 3, H, W): (b, f) on the CPU."""
         (features,) = self.network(images.expand(-1, 3, -1, -1).to(self.device))
         return features.float().cpu()
 
 
-def _check(weights: Path) -> None:
-    """torch-fidelity would run code that it finds in the file."""
+def _refuse_code(weights: Path) -> None:
+    """Read the file with `weights_only`, because torch-fidelity would run code that it holds."""
     try:
         torch.load(weights, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -104,23 +90,14 @@ def compare(generated: Tensor, real: Tensor) -> dict[str, float]:
     """
     from torch_fidelity import metric_fid, metric_kid, metric_prc
 
-    statistics = [metric_fid.fid_features_to_statistics(features.double()) for features in (generated, real)]
-    fid = metric_fid.fid_statistics_to_metric(*statistics, verbose=False)
+    moments = [metric_fid.fid_features_to_statistics(features.double()) for features in (generated, real)]
+    fid = metric_fid.fid_statistics_to_metric(*moments, verbose=False)
+    size = min(KID_SUBSET_SIZE, len(generated), len(real))
     kid = metric_kid.kid_features_to_metric(
-        generated.double(),
-        real.double(),
-        kid_subsets=KID_SUBSETS,
-        kid_subset_size=min(KID_SUBSET_SIZE, len(generated), len(real)),
-        verbose=False,
+        generated.double(), real.double(), kid_subsets=KID_SUBSETS, kid_subset_size=size, verbose=False
     )
-    neighbourhoods = metric_prc.prc_features_to_metric(
-        generated,
-        real,
-        prc_neighborhood=NEIGHBOURS,
-        prc_batch_size=ROWS_AT_A_TIME,
-        save_cpu_ram=True,
-        verbose=False,
-    )
+    options = {"prc_neighborhood": NEIGHBOURS, "prc_batch_size": ROWS_AT_A_TIME, "save_cpu_ram": True}
+    neighbourhoods = metric_prc.prc_features_to_metric(generated, real, **options, verbose=False)
     return {
         "FID": fid[metric_fid.KEY_METRIC_FID],
         "KID x 10^3": 1000 * kid[metric_kid.KEY_METRIC_KID_MEAN],

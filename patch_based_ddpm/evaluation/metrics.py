@@ -1,23 +1,29 @@
-"""The figures of an evaluation, computed from the statistics of two sets of images, and the table that shows them."""
+"""The figures that compare two sets of images, and the statistics of each set that they are computed from.
+
+`collect` takes the statistics in one pass over a set, each process of its own share; `join` puts the shares together.
+`figures` computes the figures from the statistics of both sets, and `table` shows them.
+
+Shapes: `b` images, `m` vectors, `d` values of a vector, `c` channels, `H W` image.
+"""
 
 import math
-from collections.abc import Sequence
+import pickle
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+from tqdm.auto import tqdm
 
+from patch_based_ddpm.data import dataset
 from patch_based_ddpm.evaluation import fid, sliced_wasserstein
-from patch_based_ddpm.evaluation.seams import Profile, contrast
-from patch_based_ddpm.evaluation.statistics import (
-    DISAGREEMENT,
-    FEATURES,
-    MS_SSIM,
-    PAIRS,
-    PATCHES,
-    PROFILE_COLUMNS,
-    PROFILE_ROWS,
-    ImageStatistics,
-)
+from patch_based_ddpm.evaluation.face_consistency import disagreement
+from patch_based_ddpm.evaluation.ms_ssim import ms_ssim
+from patch_based_ddpm.evaluation.seams import contrast, profiles
+from patch_based_ddpm.files import atomic_write
 
 DEFINITIONS = {
     "border contrast": "mean absolute difference of neighbouring pixels across the borders between patches, over that "
@@ -34,15 +40,120 @@ DEFINITIONS = {
     "precision": "share of samples that lie among real images, by Inception's features",
     "recall": "share of real images that lie among samples, by Inception's features",
 }
+PAIRS, MS_SSIM = "pairs", "ms_ssim"
+PROFILE_ROWS, PROFILE_COLUMNS = "profile rows", "profile columns"
+DISAGREEMENT, PATCHES, FEATURES = "disagreement of ", "patches of ", "features"
+
+
+@dataclass(frozen=True)
+class ImageStatistics:
+    """The statistics of a set of images, or of a share of it.
+
+    Attributes:
+        count: number of images.
+        sums: over images or pairs of images; float64, on the CPU.
+        vectors: (m, d) each, one or more of every image in the order of the set; on the CPU.
+    """
+
+    count: int
+    sums: dict[str, Tensor]
+    vectors: dict[str, Tensor]
+
+    def save(self, path: Path) -> None:
+        """Write a file that appears only when it is complete; its folder exists. Raises OSError."""
+        with atomic_write(path, shared=True) as file:  # two evaluations may share a cache
+            torch.save(vars(self), file)
+
+    @classmethod
+    def load(cls, path: Path) -> "ImageStatistics | None":
+        """Read the file of `save`; None if it is missing or damaged."""
+        try:
+            return cls(**torch.load(path, weights_only=True))
+        except (OSError, RuntimeError, EOFError, TypeError, pickle.UnpicklingError):
+            return None
+
+
+def join(shares: Sequence[ImageStatistics]) -> ImageStatistics:
+    """The statistics of a set, from those of its shares in order."""
+    shares = [share for share in shares if share.count]
+    sums = {name: sum(share.sums[name] for share in shares) for name in shares[0].sums}
+    vectors = {  # only the first images of a very large set have patches, so a later share may have none
+        name: torch.cat([share.vectors[name] for share in shares if name in share.vectors])
+        for name in shares[0].vectors
+    }
+    return ImageStatistics(sum(share.count for share in shares), sums, vectors)
+
+
+def share_of(count: int, process: int, processes: int) -> range:
+    """The positions in [0, count) of one process: consecutive, and every pair (2i, 2i + 1) stays together."""
+    pairs = (count + 1) // 2
+    return range(2 * (pairs * process // processes), min(count, 2 * (pairs * (process + 1) // processes)))
+
+
+def collect(
+    batches: Iterable[Tensor],
+    share: range,
+    count: int,
+    *,
+    label: str,
+    faces: bool,
+    extractor: fid.Extractor | None = None,
+    device: torch.device | str = "cpu",
+    show: bool = True,
+) -> ImageStatistics:
+    """Collect the statistics of a share of a set.
+
+    Args:
+        batches: the share's images in order, (b, c, H, W) in [-1, 1] each.
+        share: their positions in the set; the first one is even.
+        count: images in the whole set.
+        label: of the progress bar.
+        faces: also measure how far the parts of drawn faces disagree.
+        extractor: also extract features.
+        device: does the computation.
+        show: whether there is a progress bar.
+    """
+    sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
+    vectors: dict[str, list[Tensor]] = defaultdict(list)
+    position, unpaired = share.start, []
+    with tqdm(total=len(share), desc=label, unit="image", disable=not show, dynamic_ncols=True) as bar:
+        for batch in batches:
+            pixels = dataset.to_uint8(batch.to(device))  # images count as a file would hold them
+            images = dataset.to_float(pixels)
+            pairs = torch.cat([*unpaired, images])  # positions 2i and 2i + 1 may come in different batches
+            even = len(pairs) // 2 * 2
+            unpaired = [pairs[even:]]
+            values = dict(zip((PROFILE_ROWS, PROFILE_COLUMNS), profiles(images)))
+            values |= {MS_SSIM: ms_ssim(pairs[:even:2], pairs[1:even:2]), PAIRS: torch.ones(even // 2)}
+            if faces:
+                values |= {DISAGREEMENT + part: value for part, value in disagreement(images).items()}
+            for name, value in values.items():
+                sums[name] = sums[name] + value.double().sum(0).cpu()
+            cut = images[: max(0, sliced_wasserstein.MOST_PATCHES - position)]
+            if len(cut):
+                patches = sliced_wasserstein.descriptors(cut, range(position, position + len(cut)), count)
+                for size, level in zip(sliced_wasserstein.levels(*images.shape[2:]), patches, strict=True):
+                    vectors[PATCHES + _level_name(*size)].append(level)
+            if extractor is not None:
+                vectors[FEATURES].append(extractor(pixels))
+            position += len(images)
+            bar.update(len(images))
+    joined = {name: torch.cat(parts) for name, parts in vectors.items()}
+    return ImageStatistics(position - share.start, dict(sums), joined)
+
+
+def _level_name(height: int, width: int) -> str:
+    """The name of a pyramid's level: its side, or its height and width."""
+    return f"{height} px" if height == width else f"{height} x {width} px"
 
 
 class Figure(NamedTuple):
     """One line of the table.
 
     Attributes:
-        name: what it is; `DEFINITIONS` explains the beginning of it.
-        samples: its value for the samples, or for the samples beside the real images.
-        data: its value for the real images, where they have one alone.
+        name: begins with, or contains, a key of `DEFINITIONS`.
+        samples: the value of the samples, alone or compared with the real images.
+        data: the value of the real images alone; None for a comparison.
     """
 
     name: str
@@ -51,86 +162,80 @@ class Figure(NamedTuple):
 
 
 def figures(samples: ImageStatistics | None, data: ImageStatistics, patch_divider: int) -> list[Figure]:
-    """Compute every figure that the statistics hold.
+    """Compute every figure that the statistics allow.
 
     Args:
-        samples: of the generated images; None: the real ones alone are described.
+        samples: of the generated images; None: only the real ones are described.
         data: of the real images, of the same size.
-        patch_divider: N of the grid on whose borders seams are looked for; 1 has none.
+        patch_divider: N of the grid whose borders may show seams; 1 has none.
 
     Raises:
         InputError: N does not divide the sides of the images.
     """
-    sets = [None if one is None else _alone(one, patch_divider) for one in (samples, data)]
-    rows = [Figure(name, None if sets[0] is None else sets[0][name], value) for name, value in sets[1].items()]
+    real = _of_one_set(data, patch_divider)
     if samples is None:
-        return rows
-    together = {
-        row.name.replace("border contrast", "seam ratio"): row.samples / row.data if row.data else math.nan
-        for row in rows
-        if row.name.startswith("border contrast")
+        return [Figure(name, None, value) for name, value in real.items()]
+    generated = _of_one_set(samples, patch_divider)
+    compared = {
+        name.replace("border contrast", "seam ratio"): value / real[name] if real[name] else math.nan
+        for name, value in generated.items()
+        if name.startswith("border contrast")
     }
-    together |= _sliced_wasserstein(samples, data)
-    if FEATURES in samples.rows and FEATURES in data.rows:
-        together |= fid.compare(*(torch.from_numpy(one.rows[FEATURES]) for one in (samples, data)))
-    return [*(Figure(name, value, None) for name, value in together.items()), *rows]
+    compared |= _sliced_wasserstein(samples, data)
+    if FEATURES in samples.vectors and FEATURES in data.vectors:
+        compared |= fid.compare(samples.vectors[FEATURES], data.vectors[FEATURES])
+    comparisons = [Figure(name, value, None) for name, value in compared.items()]
+    return comparisons + [Figure(name, generated[name], value) for name, value in real.items()]
 
 
-def as_json(rows: Sequence[Figure]) -> dict[str, dict[str, float | None]]:
-    """The figures by their names, as JSON can hold them: what is not finite is null."""
-    return {row.name: {"samples": _finite(row.samples), "data": _finite(row.data)} for row in rows}
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _alone(statistics: ImageStatistics, patch_divider: int) -> dict[str, float]:
-    """What a set is described by on its own."""
-    sums = statistics.sums
-    values = {}
+def _of_one_set(statistics: ImageStatistics, patch_divider: int) -> dict[str, float]:
+    """The figures that describe one set without the other."""
+    sums, values = statistics.sums, {}
     if patch_divider > 1:
-        profile = Profile(
-            *(torch.from_numpy(sums[name] / statistics.count) for name in (PROFILE_ROWS, PROFILE_COLUMNS))
-        )
-        grid = f"{patch_divider} x {patch_divider}"
-        values[f"border contrast, {grid}"] = contrast(profile, patch_divider)
-        values[f"border contrast, {grid}, shifted grid"] = contrast(profile, patch_divider, shifted=True)
+        profile = (sums[PROFILE_ROWS] / statistics.count, sums[PROFILE_COLUMNS] / statistics.count)
+        name = f"border contrast, {patch_divider} x {patch_divider}"
+        values[name] = contrast(profile, patch_divider)
+        values[f"{name}, shifted grid"] = contrast(profile, patch_divider, shifted=True)
     pairs = float(sums[PAIRS])
     values["MS-SSIM"] = float(sums[MS_SSIM]) / pairs if pairs else math.nan
-    attributes = {
-        name: float(total) / statistics.count for name, total in sums.items() if name.startswith(DISAGREEMENT)
-    }
-    if attributes:
-        values["disagreement"] = sum(attributes.values()) / len(attributes)
-    return values | attributes
+    of_parts = {n: float(total) / statistics.count for n, total in sums.items() if n.startswith(DISAGREEMENT)}
+    if of_parts:
+        values["disagreement"] = sum(of_parts.values()) / len(of_parts)
+    return values | of_parts
 
 
 def _sliced_wasserstein(samples: ImageStatistics, data: ImageStatistics) -> dict[str, float]:
     distances = {}
-    for name in data.rows:
-        if name.startswith(PATCHES):
-            clouds = [torch.from_numpy(one.rows[name]) for one in (samples, data)]
-            channels = clouds[0].shape[1] // sliced_wasserstein.PATCH**2
-            clouds = [sliced_wasserstein.normalise(cloud, channels) for cloud in clouds]
-            distances[name.replace(PATCHES, "SWD x 10^3, ")] = 1000 * sliced_wasserstein.distance(*clouds)
+    for name in (name for name in data.vectors if name.startswith(PATCHES)):
+        clouds = [one.vectors[name] for one in (samples, data)]
+        channels = clouds[0].shape[1] // sliced_wasserstein.PATCH**2
+        clouds = [sliced_wasserstein.normalise(cloud, channels) for cloud in clouds]
+        distances[name.replace(PATCHES, "SWD x 10^3, ")] = 1000 * sliced_wasserstein.distance(*clouds)
     return {**distances, "SWD x 10^3, mean": sum(distances.values()) / len(distances)}
 
 
+def as_json(rows: Sequence[Figure]) -> dict[str, dict[str, float | None]]:
+    """The figures by name, as JSON data: null for a value that is not finite."""
+
+    def finite(value: float | None) -> float | None:
+        return value if value is not None and math.isfinite(value) else None
+
+    return {row.name: {"samples": finite(row.samples), "data": finite(row.data)} for row in rows}
+
+
 def table(rows: Sequence[Figure], counts: tuple[int | None, int]) -> str:
-    """Align the figures under `samples` and `data`; what a set has no value for stays empty.
+    """Align the figures in columns for samples and data.
 
     Args:
         rows: the figures.
-        counts: images in either set.
+        counts: images in either set; without samples, their column is left out.
     """
     lines = [("", "samples", "data"), ("images", *("" if count is None else f"{count:,}" for count in counts))]
     lines += [(row.name, *("" if value is None else f"{value:,.4f}" for value in row[1:])) for row in rows]
-    columns = range(3) if counts[0] is not None else (0, 2)
-    widths = {column: max(len(line[column]) for line in lines) for column in columns}
+    if counts[0] is None:
+        lines = [(name, data) for name, _, data in lines]
+    first, *widths = (max(map(len, column)) for column in zip(*lines))
     return "\n".join(
-        "  ".join(
-            line[column].rjust(widths[column]) if column else line[column].ljust(widths[column]) for column in columns
-        ).rstrip()
-        for line in lines
+        "  ".join([name.ljust(first), *(value.rjust(width) for value, width in zip(values, widths))]).rstrip()
+        for name, *values in lines
     )

@@ -1,29 +1,46 @@
-"""Multi-scale structural similarity of two images: 1 when they are equal. Low between random samples: they are diverse.
+"""MS-SSIM, the multi-scale structural similarity of two images: 1 where they are equal, low between diverse images.
 
-Shapes: `b` pairs, `c` channels, `H W` image.
+Shapes: `b` pairs of images, `c` channels, `H W` image.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.evaluation.filters import separable
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the scales, finest first; Wang et al. 2003, Sec. 4.2
-WINDOW, SIGMA = 11, 1.5
-SMALLEST_SCALE = 8  # pixels of the shorter side of the coarsest level; at 128 pixels all five scales are used
-SMALLEST_IMAGE = 16
+KERNEL, SIGMA = 11, 1.5
+SMALLEST_SCALE = 8  # pixels of the shorter side at the coarsest scale; from 128 pixels all five scales are used
+SMALLEST_SIDE = 16
 C_1, C_2 = 0.01**2, 0.03**2  # for values in [0, 1]
 
 
-def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Compare images pair by pair: luminance at the coarsest scale, contrast and structure at all of them.
+def check_size(height: int, width: int) -> None:
+    """Refuse images that are too small for figures of several scales, with an InputError."""
+    if min(height, width) < SMALLEST_SIDE:
+        raise InputError(f"the images are {height} x {width} pixels; each side must be {SMALLEST_SIDE} or more.")
 
-    MS-SSIM = l_M^{w_M} prod_j cs_j^{w_j}, with l_j and cs_j the means over pixels and channels. An image from 16 to 127
-    pixels has fewer scales than five; their weights are scaled to the sum 1. A negative cs_j counts as 0.
+
+def separable_filter(images: Tensor, taps: Sequence[float]) -> Tensor:
+    """Filter rows and columns with the same symmetric taps, without padding: (b, c, H, W) -> (b, c, H - n + 1, ...).
+
+    It adds shifted images, because a convolution on a GPU may round to TensorFloat-32, too coarse for differences.
+    """
+    for dim in (2, 3):
+        length = images.shape[dim] - len(taps) + 1
+        images = sum(tap * images.narrow(dim, start, length) for start, tap in enumerate(taps))
+    return images
+
+
+def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Compare images pair by pair: luminance at the coarsest scale, contrast and structure at every scale.
+
+    MS-SSIM = l_M^{w_M} prod_j cs_j^{w_j}, with l_j and cs_j the means over pixels and channels. Images of 16 to 127
+    pixels have fewer than five scales, whose weights are scaled to the sum 1. A negative cs_j counts as 0.
 
     Args:
         a: (b, c, H, W) in [-1, 1], each side 16 pixels or more.
@@ -32,18 +49,11 @@ def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
     Returns:
         (b,) float32 in [0, 1].
 
-    Raises:
-        InputError: the images are too small.
-
-    Source: Wang, Simoncelli and Bovik 2003, "Multiscale structural similarity", eq. 7; window 11 x 11, sigma 1.5,
-    which shrinks with a level that is smaller.
+    Source: Wang, Simoncelli and Bovik 2003, "Multiscale structural similarity", eq. 7; Gaussian kernel of 11 x 11
+    pixels, sigma 1.5, both smaller at a scale that is smaller than the kernel.
     """
-    side = min(a.shape[2:])
-    if side < SMALLEST_IMAGE:
-        raise InputError(
-            f"the images are {a.shape[2]} x {a.shape[3]} pixels; each side must be {SMALLEST_IMAGE} or more."
-        )
-    scales = sum(side >> scale >= SMALLEST_SCALE for scale in range(len(WEIGHTS)))
+    check_size(*a.shape[2:])
+    scales = sum(min(a.shape[2:]) >> scale >= SMALLEST_SCALE for scale in range(len(WEIGHTS)))
     total = sum(WEIGHTS[:scales])
     a, b = (a.float() + 1) / 2, (b.float() + 1) / 2
     similarity = torch.ones(len(a), device=a.device)
@@ -56,13 +66,12 @@ def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _ssim(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Luminance, and contrast times structure: (b,) each, means over the windows that lie inside the image."""
-    largest = min(a.shape[2:])
-    size = min(WINDOW, largest - 1 + largest % 2)  # odd
-    window = _gaussian(size, SIGMA * size / WINDOW)
-    mean_a, mean_b = separable(a, window), separable(b, window)
-    variance_a, variance_b = separable(a * a, window) - mean_a**2, separable(b * b, window) - mean_b**2
-    covariance = separable(a * b, window) - mean_a * mean_b
+    """Luminance, and contrast times structure: (b,) each, means over the kernel's positions inside the image."""
+    side = min(a.shape[2:])
+    size = min(KERNEL, side - 1 + side % 2)  # odd
+    kernel = _gaussian(size, SIGMA * size / KERNEL)
+    mean_a, mean_b, square_a, square_b, product = (separable_filter(x, kernel) for x in (a, b, a * a, b * b, a * b))
+    variance_a, variance_b, covariance = square_a - mean_a**2, square_b - mean_b**2, product - mean_a * mean_b
     luminance = (2 * mean_a * mean_b + C_1) / (mean_a**2 + mean_b**2 + C_1)
     structure = (2 * covariance + C_2) / (variance_a + variance_b + C_2)
     return luminance.mean((1, 2, 3)), structure.mean((1, 2, 3))

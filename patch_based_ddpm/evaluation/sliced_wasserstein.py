@@ -1,9 +1,9 @@
-"""Sliced Wasserstein distance between patches of two image sets, at each level of a Laplacian pyramid.
+"""Sliced Wasserstein distance (SWD) between patches of two image sets, at each level of a Laplacian pyramid.
 
 Fine levels compare texture, coarse ones composition. After Karras et al. 2018, "Progressive Growing of GANs", Sec. 5:
-patches of 7 x 7, normalised per channel, projected on 512 random directions.
+patches of 7 x 7 pixels, normalised per channel, projected on 512 random directions.
 
-Shapes: `b` images, `k` patches an image, `m` patches in all, `c` channels, `H W` image, `d` values of a patch, 49 c.
+Shapes: `b` images, `k` patches of an image, `m` of a set, `c` channels, `H W` image, `d` = 49 c values of a patch.
 """
 
 import torch
@@ -11,45 +11,33 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.evaluation.filters import separable
+from patch_based_ddpm.evaluation.ms_ssim import SMALLEST_SIDE, check_size, separable_filter
 from patch_based_ddpm.randomness import Purpose, generator
 
 PATCH = 7
 BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
-SMALLEST_LEVEL = 16  # pixels of the shorter side
 DIRECTIONS = 512
 DIRECTIONS_AT_A_TIME = 64
-MOST_PATCHES_AN_IMAGE = 128
-MOST_PATCHES = 2**17  # of a level and set: in half precision 37 MiB of RGB
+MOST_PATCHES_PER_IMAGE = 128
+MOST_PATCHES = 2**17  # of a set at each level: 37 MiB of RGB in half precision
 SEED = 0
 
 
 def levels(height: int, width: int) -> list[tuple[int, int]]:
-    """The sizes (H, W) of the pyramid's levels, the image itself first.
-
-    Raises:
-        InputError: the image is too small for a single level.
-    """
-    if min(height, width) < SMALLEST_LEVEL:
-        raise InputError(f"the images are {height} x {width} pixels; each side must be {SMALLEST_LEVEL} or more.")
+    """The sizes (H, W) of the pyramid's levels: the image's, then halves of it that are at least 16 pixels a side."""
+    check_size(height, width)
     sizes = []
-    while min(height, width) >= SMALLEST_LEVEL:
+    while min(height, width) >= SMALLEST_SIDE:
         sizes.append((height, width))
         height, width = (height + 1) // 2, (width + 1) // 2
     return sizes
 
 
 def laplacian_pyramid(images: Tensor) -> list[Tensor]:
-    """Split images into bands: each level holds what the next, coarser one cannot show; the last holds the rest.
+    """Split images (b, c, H, W) into one frequency band for each of `levels`, (b, c, its H, its W).
 
-    Args:
-        images: (b, c, H, W), 16 pixels a side or more.
-
-    Returns:
-        For each of `levels`, (b, c, its H, its W); added up from the coarsest, enlarged each time, they are the images.
-
-    Source: Burt and Adelson 1983, the 5 x 5 binomial filter.
+    Each holds the details that the next, coarser one lacks; enlarged and added up from the coarsest on, they are the
+    images. Source: Burt and Adelson 1983, the 5 x 5 binomial filter.
     """
     pyramid = []
     for _ in levels(*images.shape[2:])[1:]:
@@ -67,12 +55,12 @@ def enlarge(images: Tensor, height: int, width: int) -> Tensor:
 
 
 def _blur(images: Tensor) -> Tensor:
-    return separable(F.pad(images, (2, 2, 2, 2), mode="reflect"), BINOMIAL)
+    return separable_filter(F.pad(images, (2, 2, 2, 2), mode="reflect"), BINOMIAL)
 
 
-def patches_an_image(count: int) -> int:
-    """How many patches each of `count` images gives to a level, so that their number stays bounded."""
-    return max(1, min(MOST_PATCHES_AN_IMAGE, MOST_PATCHES // count))
+def patches_per_image(count: int) -> int:
+    """How many patches of a level to cut from each of `count` images, so that their total stays bounded."""
+    return max(1, min(MOST_PATCHES_PER_IMAGE, MOST_PATCHES // count))
 
 
 def descriptors(images: Tensor, positions: range, count: int) -> list[Tensor]:
@@ -80,19 +68,19 @@ def descriptors(images: Tensor, positions: range, count: int) -> list[Tensor]:
 
     Args:
         images: (b, c, H, W), 16 pixels a side or more; b is at least 1.
-        positions: of the images in their set; where their patches lie depends on nothing else.
+        positions: of the images in their set; they alone decide where the patches lie.
         count: images in the set.
 
     Returns:
         For each of `levels`, (b*k, d) float16 on the CPU.
     """
-    pieces = patches_an_image(count)
-    randoms = [generator(SEED, Purpose.CUT, position) for position in positions]
+    k = patches_per_image(count)
+    generators = [generator(SEED, Purpose.CUT, position) for position in positions]
     image = torch.arange(len(images))[:, None, None, None]
     cut = []
     for level in laplacian_pyramid(images.float()):
         y, x = (
-            torch.stack([torch.randint(side - PATCH + 1, (pieces, 1), generator=random) for random in randoms])
+            torch.stack([torch.randint(side - PATCH + 1, (k, 1), generator=g) for g in generators])
             + torch.arange(PATCH)
             for side in level.shape[2:]
         )  # (b, k, 7) each
@@ -102,30 +90,26 @@ def descriptors(images: Tensor, positions: range, count: int) -> list[Tensor]:
 
 
 def normalise(patches: Tensor, channels: int) -> Tensor:
-    """Patches with mean 0 and standard deviation 1 in each channel, over all of a set: (m, d) -> (m, d) float32."""
+    """Scale each channel to mean 0 and standard deviation 1 over all patches of a set: (m, d) -> (m, d) float32."""
     split = rearrange(patches.float(), "m (c p) -> m c p", c=channels)
     deviation, mean = torch.std_mean(split.double(), dim=(0, 2), correction=0, keepdim=True)
-    # A channel that never changes stays 0, whatever rounding left of it.
+    # The least deviation keeps a constant channel at 0, where rounding leaves a little of it.
     split = (split - mean.float()) / deviation.float().clamp(min=1e-8)
     return rearrange(split, "m c p -> m (c p)")
 
 
 def distance(a: Tensor, b: Tensor) -> float:
-    """Wasserstein-1 distance of two point clouds, projected on random directions, averaged over these.
+    """Wasserstein-1 distance of two point clouds, projected on random directions and averaged over these.
 
     Args:
         a: (m, d) float32.
-        b: (m', d) float32; of the larger cloud, as many quantiles are taken as the smaller one has points.
-
-    Returns:
-        The mean over 512 unit vectors, always the same ones.
+        b: (m', d) float32; the larger cloud is reduced to as many quantiles as the smaller one has points.
 
     Source: Rabin et al. 2011; in one dimension, the mean distance of the sorted points.
     """
     directions = torch.randn(DIRECTIONS, a.shape[1], generator=generator(SEED, Purpose.PROJECT))
-    directions = F.normalize(directions, dim=1)
     total = 0.0
-    for some in directions.split(DIRECTIONS_AT_A_TIME):
+    for some in F.normalize(directions, dim=1).split(DIRECTIONS_AT_A_TIME):
         first, second = (torch.sort(some @ cloud.T, dim=1).values for cloud in (a, b))  # (directions, m) each
         number = min(first.shape[1], second.shape[1])
         first, second = (_quantiles(points, number) for points in (first, second))
@@ -134,6 +118,6 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 def _quantiles(points: Tensor, number: int) -> Tensor:
-    """Of sorted points (n, m), `number` evenly spaced ones; all of them where that is their number."""
+    """`number` evenly spaced ones of sorted points (n, m)."""
     places = ((torch.arange(number) + 0.5) * points.shape[1] / number).long()
     return points[:, places]

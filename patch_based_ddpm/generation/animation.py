@@ -1,6 +1,4 @@
-"""An animated picture of images coming out of noise, one frame for a step."""
-
-from __future__ import annotations
+"""An animated picture of images coming out of noise, a frame for each sampling step."""
 
 import argparse
 from pathlib import Path
@@ -10,41 +8,39 @@ from PIL import Image
 from torch import Tensor
 
 from patch_based_ddpm.data import pictures
-from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.errors import InputError, explain_os_error
 from patch_based_ddpm.files import atomic_write
 
-FORMATS = {".webp": "WEBP", ".gif": "GIF"}
+SUFFIXES = (".webp", ".gif")
 KINDS = ("x_t", "x_0")
 MOST_FRAMES = 60
 FRAME_MS, LAST_FRAME_MS = 80, 2000
 
 
 def file_name(text: str) -> Path:
-    """The file of an animated picture, for `type=`."""
-    if Path(text).suffix.lower() not in FORMATS:
-        raise argparse.ArgumentTypeError(f"{text!r} must end in {' or '.join(FORMATS)}")
+    """The file of an animation, for `type=`."""
+    if Path(text).suffix.lower() not in SUFFIXES:
+        raise argparse.ArgumentTypeError(f"{text!r} must end in {' or '.join(SUFFIXES)}")
     return Path(text)
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder of the file, so that what is wrong with it is said before hours of sampling.
+    """Make the folder of the file, so that an error in the path is found before sampling.
 
     Raises:
         InputError: there can be no such file.
     """
-    try:
+    with explain_os_error(f"--trajectory {str(path)!r} cannot be used"):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--trajectory {str(path)!r} cannot be used: {error.strerror}.") from None
     if path.is_dir():
         raise InputError(f"--trajectory {str(path)!r} is a folder; it must be a file.")
 
 
-class Trajectory:
-    """Collects what `observe` of a sampler shows it, as pictures of all images side by side.
+class Animation:
+    """Collects the steps of a sampler, as its `observe`; a frame shows all images side by side.
 
-    They are at most 60, and the images at the end: once there are more, every second one is dropped, and from then on
-    half as many are taken.
+    There are at most 60 frames, and the final images: beyond that, every second frame is dropped, and from then on half
+    as many steps are recorded.
 
     Args:
         kind: "x_t", the noisy images, or "x_0", the images predicted from them.
@@ -58,7 +54,7 @@ class Trajectory:
         self.seen, self.every = 0, 1
 
     def __call__(self, step: int, x_t: Tensor, x_0: Tensor) -> None:
-        """Take note of a step, see `samplers.Observe`."""
+        """Record a step, see `samplers.Observe`."""
         if self.seen % self.every == 0:
             self.frames.append(self._frame(x_t if self.kind == "x_t" else x_0))
         self.seen += 1
@@ -67,11 +63,11 @@ class Trajectory:
             self.every *= 2
 
     def save(self, path: Path, images: Tensor) -> None:
-        """Write the picture, whole or not at all; its last frame stays for two seconds, then it starts again.
+        """Write the file, whole or not at all; the last frame stays for two seconds, then the animation starts again.
 
         Args:
             path: ends in .webp or .gif; its folder exists.
-            images: (b, c, H, W) in [-1, 1], what came of the steps.
+            images: (b, c, H, W) in [-1, 1], the final images.
 
         Raises:
             OSError: the file cannot be written.
@@ -80,11 +76,11 @@ class Trajectory:
         with atomic_write(path) as file:
             frames[0].save(
                 file,
-                format=FORMATS[path.suffix.lower()],
+                format=path.suffix[1:].upper(),
                 save_all=True,
                 append_images=frames[1:],
                 duration=[FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS],
-                loop=0,  # for ever
+                loop=0,  # without end
             )
 
     def _frame(self, images: Tensor) -> np.ndarray:
@@ -92,7 +88,7 @@ class Trajectory:
 
 
 def _with_borders(image: np.ndarray, patch_divider: int) -> np.ndarray:
-    """Put white lines between the patches; they take no pixel away."""
+    """Insert white lines between the patches; all pixels stay."""
     for axis in (0, 1):
         side = image.shape[axis]
         image = np.insert(image, range(side // patch_divider, side, side // patch_divider), 255, axis=axis)

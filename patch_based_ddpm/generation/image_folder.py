@@ -1,7 +1,7 @@
-"""A folder of drawn images: SEED.png files, and the manifest that says what drew them.
+"""A folder of drawn images: SEED.png files, and a manifest of the model and the settings that drew them.
 
-All files of a folder come from one model and one way of sampling, so that a job that was cut off can be finished, and
-jobs with other seeds can join in.
+All images of a folder come from one model and the same settings, so that a job that was cut off can be finished, and
+jobs with other seeds can add to it.
 """
 
 import contextlib
@@ -9,33 +9,32 @@ import hashlib
 import json
 import os
 import re
-import socket
-import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import zipfile
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from tqdm.auto import tqdm
 
 from patch_based_ddpm.data import pictures
-from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.files import SUFFIX
+from patch_based_ddpm.errors import InputError, explain_os_error
+from patch_based_ddpm.files import atomic_write
 
-MANIFEST = "samples.json"
-ABANDONED = 3600  # seconds after which nobody goes on writing an unfinished file
+MANIFEST, GRID_NAME, ARCHIVE_NAME = "samples.json", "grid.png", "samples.npz"
 
 
 def check_place(path: Path) -> None:
-    """Refuse a folder that cannot be made or written to, as far as looking tells; makes nothing.
+    """Refuse an --out-dir that cannot be made or written to, before the model is loaded; makes nothing.
 
     Raises:
         InputError: it is one.
     """
-    if path.exists() and not path.is_dir():
-        raise InputError(f"--out-dir {str(path)!r} is a file; it must be a folder.")
     nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if not nearest.is_dir():
         raise InputError(f"--out-dir {str(path)!r} cannot be used: {str(nearest)!r} is a file.")
@@ -43,20 +42,10 @@ def check_place(path: Path) -> None:
         raise InputError(f"--out-dir {str(path)!r} cannot be used: {str(nearest)!r} cannot be written to.")
 
 
-@contextlib.contextmanager
-def said(path: Path) -> Iterator[None]:
-    """Turn the failure to write a file into one sentence.
-
-    Raises:
-        InputError: it could not be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{path} could not be written: {error.strerror or error}; the images before it stay, and the same command "
-            "draws those that are missing."
-        ) from None
+def explain_unwritten(path: Path) -> AbstractContextManager[None]:
+    """Turn an `OSError` while a file is written into an `InputError`."""
+    advice = "; the images before it stay, and the same command draws those that are missing"
+    return explain_os_error(f"{path} could not be written", advice)
 
 
 def check_finite(seed: int, image: torch.Tensor) -> None:
@@ -82,7 +71,7 @@ def digest(module: nn.Module) -> str:
 
 
 @dataclass(frozen=True)
-class SampleFolder:
+class ImageFolder:
     """Where drawn images go.
 
     Attributes:
@@ -98,80 +87,49 @@ class SampleFolder:
         return self.root / MANIFEST
 
     def path(self, seed: int) -> Path:
-        """Where the image of a seed lies."""
+        """The file of a seed's image."""
         return self.root / f"{seed:06d}.png"
 
     def claim(self, origin: dict[str, Any], seeds: Sequence[int], overwrite: bool) -> None:
-        """Write the manifest, or find that it says the same.
+        """Make the folder and write its manifest, or check that its manifest is the same.
 
         Args:
             origin: JSON data of all that an image depends on, apart from its seed.
             seeds: the images that are going to be drawn.
-            overwrite: remove these images, and everything of another origin, first.
+            overwrite: first remove these images, or all images if they are of another origin.
 
         Raises:
-            InputError: the folder holds images of another origin.
-            OSError: it cannot be written to.
+            InputError: the folder holds images of another origin, or cannot be written to.
         """
-        text = json.dumps(origin, indent=2) + "\n"
-        self._remove_abandoned()
-        if overwrite:
-            self._remove(seeds if self._read_manifest() == origin else None)
-        if not self.manifest.exists() and (found := next(self.present(seeds), None)) is not None:
-            raise InputError(
-                f"{self.path(found)} is there already and {MANIFEST} is not, which would say what drew it; choose "
-                "another --out-dir, or --overwrite."
-            )
-        self._create_manifest(text)
-        held = self._read_manifest()
-        if held != origin:
-            raise InputError(
-                f"{self.root} holds images of {_difference(held, origin)}; choose another --out-dir, or --overwrite."
-            )
-
-    def _create_manifest(self, text: str) -> None:
-        """Write it if there is none; of two jobs at once one wins, and the other one finds it whole."""
-        unfinished = self.manifest.with_name(f"{MANIFEST}.{socket.gethostname()}-{os.getpid()}{SUFFIX}")
-        try:
-            with open(unfinished, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            try:
-                os.link(unfinished, self.manifest)
-            except FileExistsError:
-                pass
-            except OSError:  # no links here; that leaves a race of two jobs that start within the same millisecond
-                if not self.manifest.exists():
-                    unfinished.replace(self.manifest)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with explain_os_error(f"--out-dir {str(self.root)!r} cannot be used"):
+            self.root.mkdir(parents=True, exist_ok=True)
+            held = self._read_manifest()
+            if overwrite:
+                for seed in seeds if held == origin else list(self._all()):
+                    self.path(seed).unlink(missing_ok=True)
+            elif self.manifest.exists() and held != origin:
+                raise InputError(
+                    f"{self.root} holds images of {_difference(held, origin)}; choose another --out-dir, or "
+                    "--overwrite."
+                )
+            elif not self.manifest.exists() and (found := next(self.present(seeds), None)) is not None:
+                raise InputError(
+                    f"{self.path(found)} exists without {MANIFEST}, which would say how it was drawn; choose another "
+                    "--out-dir, or --overwrite."
+                )
+            if held != origin:
+                with atomic_write(self.manifest, shared=True) as file:
+                    file.write((json.dumps(origin, indent=2) + "\n").encode())
 
     def _read_manifest(self) -> Any:
+        """Its JSON data; None if it is missing or damaged."""
         try:
             return json.loads(self.manifest.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
 
-    def _remove(self, seeds: Iterable[int] | None) -> None:
-        """Remove the images of these seeds; None: all images and the manifest."""
-        if seeds is None:
-            self.manifest.unlink(missing_ok=True)
-            seeds = list(self._all())
-        for seed in seeds:
-            self.path(seed).unlink(missing_ok=True)
-
-    def _remove_abandoned(self) -> None:
-        """Remove what killed jobs had begun to write, and nothing that another job is writing now."""
-        with os.scandir(self.root) as entries:
-            for entry in entries:
-                if entry.name.endswith(SUFFIX):
-                    with contextlib.suppress(FileNotFoundError):  # finished meanwhile
-                        if time.time() - entry.stat().st_mtime > ABANDONED:
-                            os.unlink(entry.path)
-
     def _all(self) -> Iterator[int]:
-        with contextlib.suppress(FileNotFoundError), os.scandir(self.root) as entries:  # a folder that is gone has none
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.root) as entries:  # removed meanwhile: no images
             for entry in entries:
                 if re.fullmatch(r"\d{6,}\.png", entry.name):
                     yield int(entry.name[:-4])
@@ -181,13 +139,13 @@ class SampleFolder:
         return (seed for seed in self._all() if seed in seeds)
 
     def is_complete(self, seed: int) -> bool:
-        """Whether the image is there, whole and of the right shape."""
+        """Whether the image is there, undamaged and of the right shape."""
         channels, height, width = self.shape
         try:
             with Image.open(self.path(seed)) as image:
                 image.verify()  # every chunk to the last, with its checksum
                 return image.size == (width, height) and len(image.getbands()) == channels
-        except (OSError, SyntaxError, ValueError):  # the latter two are how Pillow calls broken PNG chunks
+        except (OSError, SyntaxError, ValueError):  # Pillow raises the latter two for damaged PNG chunks
             return False
 
     def write(self, seed: int, image: torch.Tensor) -> None:
@@ -201,12 +159,44 @@ class SampleFolder:
             InputError: it is not finite, or cannot be written.
         """
         check_finite(seed, image)
-        with said(self.path(seed)):
+        with explain_unwritten(self.path(seed)):
             pictures.save_png(self.path(seed), pictures.pixels(image))
+
+    def write_grid(self, seeds: Sequence[int]) -> None:
+        """Put images side by side in grid.png.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        with explain_unwritten(self.root / GRID_NAME):
+            pictures.save_png(
+                self.root / GRID_NAME, pictures.tile([np.array(Image.open(self.path(seed))) for seed in seeds])
+            )
+
+    def write_npz(self, seeds: Sequence[int]) -> None:
+        """Put images into samples.npz as `arr_0`, uint8 (images, H, W, c), which other evaluators read.
+
+        They are copied one at a time, so memory does not grow with their number.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        channels, height, width = self.shape
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(seeds), height, width, channels)}
+        with (
+            explain_unwritten(self.root / ARCHIVE_NAME),
+            atomic_write(self.root / ARCHIVE_NAME, shared=True) as whole,
+            zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive,
+            archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file,
+        ):
+            np.lib.format.write_array_header_1_0(file, header)
+            for seed in tqdm(seeds, desc=ARCHIVE_NAME, unit="image", dynamic_ncols=True):
+                with Image.open(self.path(seed)) as image:
+                    file.write(image.tobytes())
 
 
 def _difference(held: Any, wanted: dict[str, Any]) -> str:
-    """What the manifest of other images says, in words."""
+    """How the origin of the images held differs, in words."""
     if not isinstance(held, dict):
         return f"unknown origin ({MANIFEST} cannot be read)"
     held, wanted = _flat(held), _flat(wanted)

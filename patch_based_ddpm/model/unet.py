@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from patch_based_ddpm.config import ModelConfig
+from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.model.layers import Attention, Conv2d, LinearAttention, ResBlock, SinusoidalEmbedding
 
 WIDE = 1024  # input channels from which a convolution counts as wide, see `UNet.set_memory_format`
@@ -134,16 +135,30 @@ class UNet(nn.Module):
 
     @classmethod
     def from_config(cls, model: ModelConfig) -> UNet:
-        """Build the freshly initialised network that the `model` section of a config describes."""
-        return cls(
-            dim=model.dim,
-            init_dim=model.dim // 3 * 2 if model.init_dim is None else model.init_dim,
-            dim_mults=model.dim_mults,
-            channels=model.channels,
-            groups=model.resnet_block_groups,
-            positions=model.patch_divider**2 if model.position_conditioning else None,
-            global_content=model.global_content_conditioning,
-        )
+        """Build the freshly initialised network that the `model` section of a config describes.
+
+        Raises:
+            InputError: its weights do not fit into memory.
+        """
+        arguments = {
+            "dim": model.dim,
+            "init_dim": model.dim // 3 * 2 if model.init_dim is None else model.init_dim,
+            "dim_mults": model.dim_mults,
+            "channels": model.channels,
+            "groups": model.resnet_block_groups,
+            "positions": model.patch_divider**2 if model.position_conditioning else None,
+            "global_content": model.global_content_conditioning,
+        }
+        try:
+            with torch.device("meta"):
+                size = sum(parameter.nbytes for parameter in cls(**arguments).parameters())
+            torch.empty(size, dtype=torch.uint8)  # at once, as the system may grant parts and then kill
+        except RuntimeError:
+            raise InputError(
+                f"model.dim is {model.dim} and model.dim_mults {list(model.dim_mults)}; the weights of this network do "
+                "not fit into the machine's memory."
+            ) from None
+        return cls(**arguments)
 
     def forward(self, patches: Tensor, content: Tensor, position: Tensor, t: Tensor) -> Tensor:
         """Denoise patches.

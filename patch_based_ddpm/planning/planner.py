@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +19,11 @@ from patch_based_ddpm.config import Config
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.model.diffusion import GaussianDiffusion
 from patch_based_ddpm.planning.live_memory import MIB, LiveMemory, Peak
-from patch_based_ddpm.samplers.options import ORDERS
+from patch_based_ddpm.samplers import SAMPLERS, SamplerConfig
 
 ENOUGH = 2  # passes after which nothing new is held
-ENOUGH_STEPS = 1 + max(ORDERS)  # sampling steps after which no sampler keeps more of what it predicted
+# sampling steps after which no sampler keeps more of what it predicted
+ENOUGH_STEPS = 1 + max(order for sampler in SAMPLERS.values() for order in (1, *sampler.orders))
 
 
 class _FewPasses(nn.Module):
@@ -50,9 +52,7 @@ def sampling_peak(
     batch_size: int,
     patch_batch_size: int | None,
     dtype: torch.dtype = torch.float32,
-    sampler: str = "ddpm",
-    eta: float = 0.0,
-    order: int | None = None,
+    sampler: SamplerConfig = SamplerConfig(),  # noqa: B008 - frozen
 ) -> Peak:
     """Predict the peak of drawing images.
 
@@ -61,9 +61,7 @@ def sampling_peak(
         batch_size: images at a time.
         patch_batch_size: patches per forward pass, counted over all images; None: all.
         dtype: of the network's weights.
-        sampler: see `samplers.draw`; one of higher order holds earlier predictions of the images.
-        eta: see `samplers.draw`.
-        order: see `samplers.draw`.
+        sampler: one of higher order holds earlier predictions of the images.
     """
     with FakeTensorMode(), torch.inference_mode():
         diffusion = GaussianDiffusion.from_config(config)
@@ -74,11 +72,7 @@ def sampling_peak(
             samplers.draw(
                 diffusion,
                 range(batch_size),
-                sampler=sampler,
-                steps=None,
-                eta=eta,
-                order=order,
-                spacing="trailing",  # chosen without looking at values, which fake tensors have none of
+                sampler=replace(sampler, spacing="trailing"),  # chosen without the values that fake tensors lack
                 patch_batch_size=patch_batch_size,
                 progress=diffusion.unet.steps,
             )

@@ -1,237 +1,234 @@
-"""The parts of a study: train a run, draw its samples, measure them beside real faces that no run has seen.
+"""The tasks of a study: train each run, draw its samples, and measure them beside real faces that no run has seen.
 
-A part that is done lies in the study's results/ as NAME.json, with the settings it came from, beside a few of its
-images; it is written last, so that a part that was cut off is not taken for done. Several processes may do the parts of
-one study: each takes those whose folder no other one is at work in.
+The result of a task lies in results/ of the study's folder: NAME.png, a few of its images, and NAME.json, with the
+settings that it came from. NAME.json is written last, so an interrupted task is done again. Several processes may share
+a study: each takes the tasks whose lock is free.
 """
 
-import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from filelock import FileLock, Timeout
 from PIL import Image
-from torch import Tensor
-from tqdm.auto import tqdm
 
-from patch_based_ddpm import sample, train
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.data import pictures
 from patch_based_ddpm.data.sources import BUILTIN_FACES
-from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.evaluation import image_sets, metrics
-from patch_based_ddpm.evaluation.face_consistency import SMALLEST_READING
+from patch_based_ddpm.errors import InputError, explain_os_error
+from patch_based_ddpm.evaluation import face_consistency, image_sets, metrics
 from patch_based_ddpm.evaluation.image_sets import ImageSet
-from patch_based_ddpm.evaluation.statistics import Collector, ImageStatistics
-from patch_based_ddpm.file_lock import file_lock
+from patch_based_ddpm.evaluation.metrics import ImageStatistics
 from patch_based_ddpm.files import write_json
+from patch_based_ddpm.generation.image_folder import GRID_NAME
 from patch_based_ddpm.planning import planner
 from patch_based_ddpm.studies.config import Run, StudyConfig
 
 BATCH = 32  # images that are measured at a time
 STRIP_PIXELS = 256  # width of the images beside a result
 MOST_IN_STRIP = 8
-WITHOUT_EFFECT = frozenset(  # keys of `trainer` that change nothing of what is learnt
-    {
-        *("log_dir", "num_workers", "log_every", "checkpoints_total_limit"),
-        *("wandb_enabled", "wandb_project", "wandb_name"),
-        *("preview_count", "preview_sampler", "preview_steps", "preview_eta", "preview_order"),
-    }
-)
+SECONDS_BETWEEN_LOOKS = 5  # while other processes hold all locks
+# Keys of `trainer` that start with one of these do not affect what a model learns.
+WITHOUT_EFFECT = ("log_dir", "num_workers", "log_every", "checkpoints_total_limit", "wandb_", "preview_")
+Command = Callable[[Sequence[str]], None]
 
 
-class Part(NamedTuple):
+class Task(NamedTuple):
     """One thing to measure.
 
     Attributes:
         name: of its files.
-        place: what it writes to, which one process at a time may do: a run's name, or its own.
-        settings: JSON data of all that the result depends on.
-        measure: does the work, and returns the result as JSON data and the first images, uint8 (H, W, 3) each.
+        lock: held while the task is done: the name of its run, whose folder one process at a time may write to.
+        settings: JSON data of everything that the result depends on.
+        measure: returns the result as JSON data, and the first images, uint8 (H, W, 3) each.
     """
 
     name: str
-    place: str
+    lock: str
     settings: dict[str, Any]
     measure: Callable[[], tuple[dict[str, Any], list[np.ndarray]]]
 
 
-def check_unchanged(run: Run) -> None:
-    """Make sure that what is trained already was trained as the study's configuration says.
-
-    Raises:
-        InputError: it was not.
-    """
-    if not run.folder.config.exists():
-        return
-    held = Config.load(run.folder.config).to_dict()
-    for section, wanted in run.config.to_dict().items():
-        for key, value in wanted.items():
-            if key not in WITHOUT_EFFECT and held[section][key] != value:
-                raise InputError(
-                    f"{run.folder.root} was trained with {section}.{key} {json.dumps(held[section][key])}, but the "
-                    f"study says {json.dumps(value)}; choose another trainer.log_dir, or remove that folder."
-                )
-
-
-class Parts:
-    """What a study consists of.
+class Tasks:
+    """All tasks of a study.
 
     Args:
         config: the study.
         precision: of training: "no", "bf16" or "fp16".
+        train: the command `train`, called with its arguments.
+        sample: the command `sample`.
     """
 
-    def __init__(self, config: StudyConfig, precision: str) -> None:
+    def __init__(self, config: StudyConfig, precision: str, *, train: Command, sample: Command) -> None:
         self.config = config
         self.study = config.study
         self.precision = precision
+        self.train, self.sample = train, sample
         self.results = config.folder / "results"
-        self.locks = self.results / "locks"
         self.shape = (config.model.channels, *config.model.image_shape)
-        self._reference = cache(self._collect_reference)
+        self.counts = {"samples": self.study.samples, "real_images": self.study.real_images}
+        self.columns = max(1, min(MOST_IN_STRIP, self.study.samples, STRIP_PIXELS // self.shape[2]))
 
-    def all(self) -> list[Part]:
-        """In the order in which they are done: real faces, every model, seed after seed, the samplers."""
+    def all(self) -> list[Task]:
+        """In the order in which they are done: real faces; every model, seed by seed; the samplers."""
         by_seed = zip(*map(self.config.runs, self.config.models()), strict=True)
-        runs = [run for runs in by_seed for run in runs]
-        reference = self.config.runs(self.config.reference())
-        samplers = [self.sampled(run, *pair) for pair in self.study.sampler_steps for run in reference]
-        return [self.real(), *map(self.run, runs), *samplers]
+        main = (self.study.sampler, self.study.steps)
+        models = [self._run(run.name, run, *main, with_memory=True) for runs in by_seed for run in runs]
+        samplers = [
+            self._run(run.sampled_by(*pair), run, *pair, with_memory=False)
+            for pair in self.study.sampler_steps
+            for run in self.config.runs(self.config.reference())
+        ]
+        return [self.real(), *models, *samplers]
 
-    def real(self) -> Part:
-        """Real faces beside other real faces: as close as samples can come."""
-        counts = {"shape": self.shape, "samples": self.study.samples, "real_images": self.study.real_images}
+    def real(self) -> Task:
+        """Real faces beside other real faces: the floor of every figure."""
         dividers = self.study.patch_dividers
 
         def measure() -> tuple[dict[str, Any], list[np.ndarray]]:
-            images = self._faces()
-            positions = range(self.study.real_images, len(images.indexes))
-            other = self._collect("real faces", images, positions)
-            figures = {str(N): metrics.as_json(metrics.figures(other, self._reference(), N)) for N in dividers}
-            strip = next(iter(images.batches(positions[: self._columns], self._columns)))
+            faces = self._faces()
+            others = range(self.study.real_images, len(faces.indexes))
+            statistics = self._collect("real faces", faces, others)
+            figures = {str(N): metrics.as_json(metrics.figures(statistics, self._real_faces, N)) for N in dividers}
+            strip = next(iter(faces.batches(others[: self.columns], self.columns)))
             return {"figures": figures}, [pictures.pixels(image) for image in strip]
 
-        return Part("real", "real", {**counts, "patch_dividers": dividers}, measure)
+        return Task("real", "real", {"shape": self.shape, **self.counts, "patch_dividers": dividers}, measure)
 
-    def run(self, run: Run) -> Part:
-        """A run and the samples that all runs are compared by."""
-        return self._part(run.name, run, self.study.sampler, self.study.steps, with_memory=True)
-
-    def sampled(self, run: Run, sampler: str, steps: int) -> Part:
-        """A run of the reference model and one of the samplers that are compared."""
-        return self._part(f"{run.name}-{sampler}-{steps}", run, sampler, steps, with_memory=False)
-
-    def _part(self, name: str, run: Run, sampler: str, steps: int, with_memory: bool) -> Part:
+    def _run(self, name: str, run: Run, sampler: str, steps: int, with_memory: bool) -> Task:
+        """Train a run unless it is trained, draw its samples with a sampler, and measure them."""
         sections = run.config.to_dict()
-        sections["trainer"] = {key: value for key, value in sections["trainer"].items() if key not in WITHOUT_EFFECT}
-        counts = {"samples": self.study.samples, "real_images": self.study.real_images}
+        trainer = {key: value for key, value in sections["trainer"].items() if not key.startswith(WITHOUT_EFFECT)}
+        settings = {**sections, "trainer": trainer, "sampler": sampler, "steps": steps, **self.counts}
 
         def measure() -> tuple[dict[str, Any], list[np.ndarray]]:
             self._train(run)
             folder = self._draw(run, sampler, steps)
-            images = image_sets.open_samples(folder, leave_out=sample.GRID_NAME)
-            # An earlier study may have drawn more.
+            images = image_sets.open_samples(folder, leave_out=GRID_NAME)
+            # The folder may hold more images, drawn when study.samples was larger.
             images = replace(images, indexes=image_sets.shuffled(self.study.samples, self.study.samples))
             statistics = self._collect("samples", images, range(self.study.samples))
-            figures = metrics.figures(statistics, self._reference(), run.config.model.patch_divider)
+            figures = metrics.figures(statistics, self._real_faces, run.config.model.patch_divider)
             memory = {"memory": self._memory(run.config)} if with_memory else {}
-            strip = [np.array(Image.open(folder / f"{seed:06d}.png")) for seed in range(self._columns)]
+            strip = [np.array(Image.open(folder / f"{seed:06d}.png")) for seed in range(self.columns)]
             return {**memory, "figures": metrics.as_json(figures)}, strip
 
-        return Part(name, run.name, {**sections, "sampler": sampler, "steps": steps, **counts}, measure)
+        return Task(name, run.name, settings, measure)
 
-    @contextlib.contextmanager
-    def taken(self, part: Part) -> Iterator[bool]:
-        """Keep other processes from what a part writes to; False where one of them is at it."""
-        with contextlib.ExitStack() as stack:
-            with telling_unwritten(self.results):
-                taken = stack.enter_context(file_lock(self.locks / part.place, wait=False))
-            yield taken
+    def check_unchanged(self) -> None:
+        """Make sure that every run that has been started was trained as the study says.
 
-    def kept(self, part: Part) -> dict[str, Any] | None:
-        """The result of a part that is done; None where it is not, or was done with other settings."""
+        Raises:
+            InputError: one was trained with other settings.
+        """
+        for run in (run for model in self.config.models() for run in self.config.runs(model)):
+            if not run.folder.config.exists():
+                continue
+            held = Config.load(run.folder.config).to_dict()
+            for section, wanted in run.config.to_dict().items():
+                for key, value in wanted.items():
+                    if held[section][key] != value and not key.startswith(WITHOUT_EFFECT):
+                        raise InputError(
+                            f"{run.folder.root} was trained with {section}.{key} {json.dumps(held[section][key])}, but "
+                            f"the study says {json.dumps(value)}; choose another trainer.log_dir, or remove that "
+                            "folder."
+                        )
+
+    def do_all(self) -> dict[str, dict[str, Any]]:
+        """Do every task that has no result yet, and return all results by name.
+
+        A task whose lock another process holds is left to that process; its result is read once the lock is free.
+        """
+        results: dict[str, dict[str, Any]] = {}
+        tasks = dict(enumerate(self.all(), 1))
+        while len(results) < len(tasks):
+            before = len(results)
+            for number, task in tasks.items():
+                lock = None if task.name in results else self.lock(task.lock, wait=False)
+                if lock is not None:
+                    with lock:
+                        kept = self.kept(task)
+                        ending = "" if kept is None else ": done before"
+                        print(f"[{number}/{len(tasks)}] {task.name}{ending}", flush=True)
+                        results[task.name] = self.do(task) if kept is None else kept
+            if len(results) == before:
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+        return results
+
+    def lock(self, name: str, *, wait: bool) -> AbstractContextManager | None:
+        """Lock a name against other processes until the end of the block; None if it is taken and not `wait`.
+
+        Raises:
+            InputError: the lock's file cannot be written.
+        """
+        with explain_os_error(f"{self.results} cannot be written to"):
+            try:
+                return FileLock(self.results / "locks" / name).acquire(blocking=wait)
+            except Timeout:
+                return None
+
+    def kept(self, task: Task) -> dict[str, Any] | None:
+        """The result of a task that is done; None if it is not, or was done with other settings."""
         try:
-            held = json.loads((self.results / f"{part.name}.json").read_text(encoding="utf-8"))
+            held = json.loads((self.results / f"{task.name}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        same = held["settings"] == json.loads(json.dumps(part.settings)) and self.strip(part).exists()
+        same = held["settings"] == json.loads(json.dumps(task.settings)) and self.strip(task.name).exists()
         return held["result"] if same else None
 
-    def do(self, part: Part) -> dict[str, Any]:
-        """Do a part and keep its result."""
-        result, images = part.measure()
-        with telling_unwritten(self.results):
+    def do(self, task: Task) -> dict[str, Any]:
+        """Do a task and keep its result."""
+        result, images = task.measure()
+        with explain_os_error(f"{self.results} cannot be written to"):
             self.results.mkdir(parents=True, exist_ok=True)
-            pictures.save_png(self.strip(part), np.concatenate(images, axis=1))
-            write_json(self.results / f"{part.name}.json", {"settings": part.settings, "result": result})
+            pictures.save_png(self.strip(task.name), np.concatenate(images, axis=1))
+            write_json(self.results / f"{task.name}.json", {"settings": task.settings, "result": result})
         return result
 
-    def strip(self, part: Part) -> Path:
-        """Where a few of its images lie, side by side."""
-        return self.results / f"{part.name}.png"
-
-    @property
-    def _columns(self) -> int:
-        return max(1, min(MOST_IN_STRIP, self.study.samples, STRIP_PIXELS // self.shape[2]))
+    def strip(self, name: str) -> Path:
+        """The picture of a task's first images, side by side."""
+        return self.results / f"{name}.png"
 
     def _train(self, run: Run) -> None:
         """Train a run to its end, from wherever it is."""
         if run.folder.checkpoint(run.config.trainer.train_num_steps).exists():
             return
         run.folder.create()
-        with telling_unwritten(run.folder.root):
+        with explain_os_error(f"{run.folder.config} cannot be written"):
             run.config.save(run.folder.config)
-        train.main(["--config", str(run.folder.config), "--resume", "latest"])
+        self.train(["--config", str(run.folder.config), "--resume", "latest"])
 
     def _draw(self, run: Run, sampler: str, steps: int) -> Path:
         """Draw the samples that are missing; returns their folder."""
         folder = run.folder.root / "samples" / f"{sampler}-{steps}"
         where = ["--ckpt", run.folder.last_checkpoint, "--out-dir", folder, "--n-samples", self.study.samples]
         how = ["--sampler", sampler, "--steps", steps, "--batch-size", run.config.trainer.train_batch_size]
-        sample.main([str(word) for word in (*where, *how)])
+        self.sample([str(word) for word in (*where, *how)])
         return folder
 
     def _memory(self, config: Config) -> dict[str, dict[str, int]]:
-        """What one image holds at its peak, a patch at a time, in bytes."""
+        """The planned peak for one image, one patch per pass, in bytes."""
         size = {"batch_size": 1, "patch_batch_size": 1}
-        peaks = {
-            "training": planner.training_peak(config, **size, precision=self.precision),
-            "sampling": planner.sampling_peak(config, **size),
-        }
+        training = planner.training_peak(config, **size, precision=self.precision)
+        peaks = {"training": training, "sampling": planner.sampling_peak(config, **size)}
         return {kind: {"activations": peak.activations, "total": peak.total} for kind, peak in peaks.items()}
 
     def _faces(self) -> ImageSet:
-        """Faces of the evaluation seed: first those that samples are compared with, then as many as samples."""
+        """Faces that no run is trained on: those that samples are compared with, then as many as samples."""
         count = self.study.real_images + self.study.samples
-        images, _ = image_sets.open_data(BUILTIN_FACES, self.shape, count, self.results, "stop")
-        return images
+        return image_sets.open_data(BUILTIN_FACES, self.shape, count, self.results, "stop")[0]
 
-    def _collect_reference(self) -> ImageStatistics:
+    @cached_property
+    def _real_faces(self) -> ImageStatistics:
         return self._collect("real faces to compare with", self._faces(), range(self.study.real_images))
 
-    def _collect(self, what: str, images: ImageSet, positions: range) -> ImageStatistics:
-        collector = Collector(len(positions), start=0, faces=min(self.shape[1:]) >= SMALLEST_READING, extractor=None)
-        for batch in _bar(images.batches(positions, BATCH), what, len(positions)):
-            collector.add(batch)
-        return collector.result()
-
-
-def _bar(batches: Iterable[Tensor], what: str, count: int) -> Iterable[Tensor]:
-    with tqdm(total=count, desc=what, unit="image", leave=False, dynamic_ncols=True) as bar:
-        for batch in batches:
-            yield batch
-            bar.update(len(batch))
-
-
-@contextlib.contextmanager
-def telling_unwritten(folder: Path) -> Iterator[None]:
-    """Make one sentence of a file that cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written to: {error.strerror or error}.") from None
+    def _collect(self, label: str, images: ImageSet, positions: range) -> ImageStatistics:
+        faces = min(self.shape[1:]) >= face_consistency.SMALLEST_SIDE
+        batches = images.batches(positions, BATCH)
+        return metrics.collect(batches, range(len(positions)), len(positions), label=label, faces=faces)

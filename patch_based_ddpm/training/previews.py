@@ -1,4 +1,4 @@
-"""A preview of a model in training: images from the same noise every time, drawn by all processes together."""
+"""Previews of a model in training: images from the same noise every time, drawn by all processes together."""
 
 import math
 
@@ -7,8 +7,31 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from patch_based_ddpm import processes, samplers
-from patch_based_ddpm.config import TrainerConfig
+from patch_based_ddpm.config import Config, TrainerConfig
+from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.model.diffusion import GaussianDiffusion
+from patch_based_ddpm.samplers import SamplerConfig
+
+
+def check_preview(config: Config) -> None:
+    """Refuse the options of a preview that do not go together; `Config`, which imports no sampler, cannot.
+
+    Raises:
+        InputError: there is no such sampler, or it does not take these options.
+    """
+    try:
+        _sampler(config.trainer).resolve(config.diffusion.timesteps)
+    except InputError as error:
+        raise InputError(f"trainer.preview_sampler and its options: {error}") from None
+
+
+def _sampler(config: TrainerConfig) -> SamplerConfig:
+    return SamplerConfig(
+        name=config.preview_sampler,
+        steps=config.preview_steps,
+        eta=config.preview_eta,
+        order=config.preview_order,
+    )
 
 
 def draw_preview(
@@ -35,10 +58,7 @@ def draw_preview(
             images = samplers.draw(
                 diffusion,
                 seeds,
-                sampler=config.preview_sampler,
-                steps=config.preview_steps,
-                eta=config.preview_eta,
-                order=config.preview_order,
+                sampler=_sampler(config),
                 patch_batch_size=config.patch_batch_size,
                 progress=progress,
             )

@@ -3,7 +3,6 @@
 Everything random is a function of (seed, step, process), so a resumed run continues the uninterrupted one.
 """
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import islice
@@ -28,7 +27,7 @@ from patch_based_ddpm.model.unet import UNet
 from patch_based_ddpm.planning.live_memory import MIB, peak_memory, reset_peak_memory
 from patch_based_ddpm.signals import SignalHandler, SignalRequest, Stopped
 from patch_based_ddpm.training.metrics import TrainingMetrics
-from patch_based_ddpm.training.previews import draw_preview
+from patch_based_ddpm.training.previews import check_preview, draw_preview
 from patch_based_ddpm.training.run_folder import RunFolder, report_unwritten
 from patch_based_ddpm.training.step import StepResult, TrainingStep
 from patch_based_ddpm.training.tracking import Tracker
@@ -47,6 +46,7 @@ class Trainer:
     """
 
     def __init__(self, config: Config, accelerator: Accelerator, source: Source, folder: RunFolder) -> None:
+        check_preview(config)
         self.config = config
         self.accelerator = accelerator
         self.source = source
@@ -237,16 +237,14 @@ class Trainer:
             InputError: it does not fit the config, or holds weights alone.
         """
         if not state["published"]:
-            _check_same_model(self.config, state["config"], path)
+            # A network trained with another halo soon adapts.
+            checkpoint.check_same_model(path, state["config"], self.config, but="halo")
         optimizer = state["optimizer"]
         if type(state["step"]) is not int or not isinstance(optimizer, dict) or "param_groups" not in optimizer:
             raise InputError(f"{path}: holds no step and optimizer state; it can be sampled from, but not continued.")
         checkpoint.load_weights(self.unet, state["model"], f"{path} (model)")
         checkpoint.load_weights(self.ema.ema_model, state["ema"], f"{path} (ema)")
-        if state["published"]:
-            names = [name for name, _ in self.unet.named_parameters()]
-            optimizer = published.translate_optimizer(optimizer, state["published_model"], names)
-        self.training_step.load_optimizer(optimizer)
+        self.training_step.load_optimizer(_fitting_optimizer(state, self.unet, path))
         if state["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
@@ -264,7 +262,7 @@ class Trainer:
         """
         for path in candidates:
             try:
-                state = checkpoint.read(path)
+                state = checkpoint.read(path, verify=True)
             except checkpoint.DamagedCheckpoint as error:
                 if path == candidates[-1]:
                     raise
@@ -311,13 +309,24 @@ def _unwrapped(accelerator: Accelerator, unet: torch.nn.Module) -> UNet:
     return accelerator.unwrap_model(unet, keep_torch_compile=False)
 
 
-def _check_same_model(wanted: Config, saved: Config, path: checkpoint.PathLike) -> None:
-    """Weights may fit and still mean something else, for example another objective. Another halo is soon learnt."""
-    for section in ("model", "diffusion"):
-        ours, theirs = getattr(wanted, section), getattr(saved, section)
-        for field in dataclasses.fields(ours):
-            expected, found = getattr(ours, field.name), getattr(theirs, field.name)
-            if expected != found and field.name != "halo":
-                raise InputError(
-                    f"{path}: was trained with {section}.{field.name} {found}, but the configuration says {expected}."
-                )
+def _fitting_optimizer(state: dict[str, Any], unet: UNet, path: checkpoint.PathLike) -> dict[str, Any]:
+    """The optimizer state of a checkpoint; Adam itself compares no shapes."""
+    optimizer, parameters = state["optimizer"], dict(unet.named_parameters())
+    try:
+        if state["published"]:
+            optimizer = published.translate_optimizer(optimizer, state["published_model"], list(parameters))
+        (group,) = optimizer["param_groups"]
+        shapes = [parameter.shape for parameter in parameters.values()]
+        fits = len(group["params"]) == len(shapes) and all(
+            moments[key].shape == shapes[number]
+            for number, moments in optimizer["state"].items()
+            for key in ("exp_avg", "exp_avg_sq")
+        )
+    except (LookupError, TypeError, ValueError, AttributeError):  # of a malformed state
+        fits = False
+    if not fits:
+        raise InputError(
+            f"{path}: the optimizer state does not fit the configuration's model; it must be Adam's, for "
+            f"{len(parameters)} parameters of the same shapes."
+        )
+    return optimizer

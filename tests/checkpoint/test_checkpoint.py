@@ -1,13 +1,15 @@
+import gc
 import io
 import pickle
 import re
+from pathlib import Path
 from random import Random
 
 import pytest
 import torch
 
 from patch_based_ddpm import GaussianDiffusion, UNet
-from patch_based_ddpm.checkpoint import DamagedCheckpoint, load_diffusion, load_weights, read, save
+from patch_based_ddpm.checkpoint import DamagedCheckpoint, load_diffusion, load_weights, read, safetensors, save
 from patch_based_ddpm.errors import InputError
 from support.checkpoints import Trap, equal, refusal
 from support.runs import assert_same
@@ -82,13 +84,38 @@ def test_a_loaded_model_predicts_what_the_saved_one_does(path, contents, make_co
     assert torch.equal(load_diffusion(path).predict(x_t, t), diffusion.predict(x_t, t))
 
 
-def test_a_given_config_goes_before_the_one_inside(path, contents, make_config, tmp_path):
+def test_a_given_config_may_differ_in_the_trainer_section_alone(path, contents, make_config, tmp_path):
     save(path, contents)
-    config = make_config(diffusion={"timesteps": 25})
-    assert load_diffusion(path, config).timesteps == 25
+    config = make_config(trainer={"log_dir": "elsewhere", "train_batch_size": 7, "seed": 9})
     config.save(tmp_path / "config.json")
-    assert load_diffusion(path, tmp_path / "config.json").timesteps == 25
-    assert load_diffusion(path, str(tmp_path / "config.json")).timesteps == 25
+    for given in (config, tmp_path / "config.json", str(tmp_path / "config.json")):
+        assert load_diffusion(path, given).config == config
+
+
+@pytest.mark.parametrize("form", ["checkpoint", "safetensors"])
+@pytest.mark.parametrize(
+    ("section", "key", "saved", "wanted"),
+    [
+        ("diffusion", "timesteps", 10, 25),
+        ("diffusion", "objective", "pred_noise", "pred_v"),
+        ("diffusion", "loss_type", "l1", "l2"),
+        ("model", "halo", 0, 2),
+        ("model", "dim", 8, 16),
+        ("model", "patch_divider", 2, 4),
+        ("model", "resnet_block_groups", 4, 2),
+        ("model", "position_conditioning", True, False),
+    ],
+)
+def test_a_given_config_that_contradicts_the_one_inside_is_refused(
+    path, contents, make_config, form, section, key, saved, wanted
+):
+    if form == "checkpoint":
+        save(path, contents)
+    else:
+        safetensors.write(path, make_config(), "ema", contents["ema"])
+    config = make_config(**{section: {key: wanted}})
+    sentence = f": was trained with {section}.{key} {saved}, but the configuration says {wanted}."
+    assert refusal(lambda: load_diffusion(path, config), path) == sentence
 
 
 def test_dtype_is_the_networks_alone(path, contents):
@@ -213,7 +240,7 @@ def test_published_weights_that_do_not_fit(path, published_contents, make_config
 def test_a_config_of_another_model_is_refused(path, contents, published_contents, make_config, model):
     config = make_config(model=model)
     save(path, contents)
-    assert "do not fit the configuration's model" in refusal(lambda: load_diffusion(path, config), path)
+    assert ": was trained with model." in refusal(lambda: load_diffusion(path, config), path)
     torch.save(published_contents, path)
     assert "do not fit the configuration's model" in refusal(lambda: load_diffusion(path, config), path)
 
@@ -256,34 +283,77 @@ def test_a_truncated_file_is_damaged(path, contents, part):
     assert re.match(": is damaged or not a checkpoint", refusal(lambda: read(path), path))
 
 
-def test_every_flipped_bit_is_noticed_or_harmless(path, contents):
+@pytest.mark.parametrize(("verify", "flips"), [(True, 300), (False, 100)])
+def test_every_flipped_bit_is_noticed_or_harmless(path, contents, verify, flips):
     """torch itself reads flipped weights without a word; some bits are padding, or the archive's dates."""
     save(path, contents)
     whole, random = path.read_bytes(), Random(0)
-    wanted, damaged = read(path), 0
-    for _ in range(300):
+    wanted, damaged = read(path, verify=verify), 0
+    for _ in range(flips):
         flipped = bytearray(whole)
         flipped[random.randrange(len(whole))] ^= 1 << random.randrange(8)
+        path.unlink()  # `wanted` may be mapped
         path.write_bytes(flipped)
         try:
-            got = read(path)
-        except DamagedCheckpoint:
-            damaged += 1
+            got = read(path, verify=verify)
+        except InputError as error:
+            damaged += isinstance(error, DamagedCheckpoint)
         else:
-            assert_same(got, wanted)
-    assert damaged > 100
+            if verify:
+                assert_same(got, wanted)
+    assert not verify or damaged > 100
 
 
-def test_a_flipped_weight_is_damage_that_torch_does_not_see(path, contents):
+def test_a_flipped_weight_is_seen_by_verification_alone(path, contents):
     save(path, contents)
     weight = contents["ema"]["condition.time.weight"].numpy().tobytes()
     data = bytearray(path.read_bytes())
     data[data.index(weight)] ^= 1
     path.write_bytes(data)
-    torch.load(path, weights_only=True)
-    assert re.match(
-        ": is damaged; the checksum of .* in it is not that of its bytes", refusal(lambda: read(path), path)
+    read(path)
+    wanted = ": is damaged; the checksum of .* in it is not that of its bytes"
+    assert re.match(wanted, refusal(lambda: read(path, verify=True), path))
+
+
+def mapped(path):
+    """Sizes in KiB of a file's mappings in this process: all, and the part that has been read."""
+    text = Path("/proc/self/smaps").read_text()
+    sizes = re.findall(
+        rf"^\S+ \S+ \S+ \S+ \S+ +{re.escape(str(path))}\nSize: +(\d+) kB\n(?:.*\n){{2}}Rss: +(\d+)", text, re.M
     )
+    return tuple(sum(int(size[i]) for size in sizes) for i in (0, 1))
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's list of mappings")
+def test_only_what_is_used_is_read_into_memory(path, contents):
+    moments = {"step": torch.tensor(5.0), "exp_avg": torch.zeros(2**23)}  # 32 MiB
+    save(path, contents | {"optimizer": {"state": {0: moments}, "param_groups": []}})
+    held = read(path)
+    assert equal(held["ema"], contents["ema"])
+    size, read_in = mapped(path)
+    assert size > 32 * 1024
+    assert read_in < 4 * 1024
+    assert not held["optimizer"]["state"][0]["exp_avg"].any()
+    assert mapped(path)[1] > 32 * 1024
+    del held
+    gc.collect()
+    assert mapped(path) == (0, 0)
+
+
+def test_a_loaded_model_does_not_depend_on_the_file(path, contents):
+    save(path, contents)
+    diffusion = load_diffusion(path)
+    path.write_bytes(bytes(path.stat().st_size))  # in place
+    assert equal(diffusion.unet.state_dict(), contents["ema"])
+
+
+def test_a_published_checkpoint_of_an_old_torch_loads(path, published_contents, make_config):
+    """Not a zip archive, so it cannot be mapped."""
+    torch.save(published_contents, path, _use_new_zipfile_serialization=False)
+    old = load_diffusion(path, make_config(model={"resnet_block_groups": 8}))
+    torch.save(published_contents, path)
+    new = load_diffusion(path, make_config(model={"resnet_block_groups": 8}))
+    assert equal(old.unet.state_dict(), new.unet.state_dict())
 
 
 NO_ARCHIVES = [b"", b"hello world\n", b"The quick brown fox", b"\0" * 1000, b"PK\x03\x04 and no more", b"\x80\x02}"]
@@ -321,6 +391,13 @@ def test_malformed_contents_are_one_sentence(path, contents):
     ):
         save(path, {**contents, **change})
         assert refusal(lambda: load_diffusion(path), path) == complaint
+
+
+def test_an_empty_folder_of_an_earlier_version_is_the_working_folder(path, contents):
+    contents["config"]["trainer"] |= {"log_dir": "", "train_dataset_dir": ""}
+    save(path, contents)
+    trainer = load_diffusion(path).config.trainer
+    assert (trainer.log_dir, trainer.train_dataset_dir) == (".", ".")
 
 
 def test_unknown_weights_are_refused(path, contents):

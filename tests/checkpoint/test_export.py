@@ -109,14 +109,6 @@ def test_places_that_cannot_be_written_to(trained, tmp_path):
     assert path.read_bytes() == before
 
 
-def test_a_place_that_is_write_protected_is_said_before_the_weights_are_read(trained, tmp_path, monkeypatch):
-    path, _ = trained
-    monkeypatch.setattr(checkpoint, "read", lambda path: pytest.fail("read the weights"))
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(InputError, match=r"^--out '.*out' cannot be written: nothing can be written to '.*'\.$"):
-        run(path, tmp_path / "out")
-
-
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(trained, tmp_path, monkeypatch):
     path, _ = trained
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 from einops import reduce
 
-from patch_based_ddpm.data.face_drawing import draw
-from patch_based_ddpm.data.faces import FRINGES, HAIR_STYLES, Face, attributes
-from patch_based_ddpm.evaluation.face_consistency import WINDOWS, disagreement
+from patch_based_ddpm.data.faces import FRINGES, HAIR_STYLES, Face, attributes, draw
+from patch_based_ddpm.evaluation.face_consistency import REGIONS, disagreement
 from support.face_images import crowd, images, mixed
 
 ROUNDING = 0.005  # what uint8 does to a real face's disagreement; a grey level is 2 / 255 = 0.0078
@@ -51,6 +50,12 @@ def test_the_set_is_pinned_to_its_numbers():
     face = attributes(1234, seed=5)
     assert (face.hair_style, face.fringe, face.mouth, face.collar) == ("space buns", "right", "open", "crew")
     assert face.light == pytest.approx(0.04951393119099512, abs=1e-12)
+    pixels = [
+        [[186, 146, 113], [200, 159, 108], [210, 166, 118]],
+        [[186, 146, 113], [89, 110, 131], [156, 130, 105]],
+        [[186, 146, 113], [95, 72, 68], [198, 156, 124]],
+    ]
+    np.testing.assert_allclose(draw(face, 8, 8)[::3, ::3].astype(int), pixels, atol=1)
 
 
 def test_indexes_and_seeds_give_different_faces():
@@ -173,8 +178,8 @@ def test_top_and_bottom_must_agree_in_background_and_skin():
 def test_skin_by_hand():
     """White forehead on the left, grey elsewhere: two of the four comparisons see a difference of 1."""
     picture = torch.zeros(1, 3, 64, 64)
-    window = WINDOWS["forehead"]
-    picture[:, :, int(64 * window.top) - 1 : int(64 * window.bottom) + 1, :32] = 1.0
+    _, _, top, bottom = REGIONS["forehead"]
+    picture[:, :, int(64 * top) - 1 : int(64 * bottom) + 1, :32] = 1.0
     assert disagreement(picture)["skin"].item() == pytest.approx(0.5)
 
 

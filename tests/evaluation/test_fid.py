@@ -98,7 +98,7 @@ def test_weights_that_are_none_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"weights\.pth: refused"):
         Extractor(path, "cpu")
     torch.save({"some": torch.zeros(1)}, path)
-    with pytest.raises(InputError, match="not the weights of torch-fidelity's Inception network"):
+    with pytest.raises(InputError, match="does not hold the weights of torch-fidelity's Inception network"):
         Extractor(path, "cpu")
 
 
@@ -107,7 +107,7 @@ def test_a_download_that_fails_is_told(monkeypatch):
         raise urllib.error.URLError("no network")
 
     monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", fail)
-    with pytest.raises(InputError, match=r"cannot be downloaded \(.*no network.*\); give --inception-weights"):
+    with pytest.raises(InputError, match=r"cannot be downloaded: .*no network.*; give --inception-weights"):
         Extractor(None, "cpu")
 
 

@@ -6,10 +6,9 @@ import torch
 from PIL import Image
 
 from patch_based_ddpm import Config
-from patch_based_ddpm.data import face_drawing, faces
+from patch_based_ddpm.data import faces
 from patch_based_ddpm.data.dataset import FittedImages, to_uint8
-from patch_based_ddpm.data.decoding import UnreadableImage
-from patch_based_ddpm.data.sources import list_folder
+from patch_based_ddpm.data.sources import UnreadableImage, list_folder
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.evaluation.image_sets import FACES_SEED, open_data, open_samples, shuffled
 from support.lmdb_folders import RED, encoded, write_lmdb
@@ -17,7 +16,7 @@ from support.lmdb_folders import RED, encoded, write_lmdb
 
 def write(folder, count, size=(20, 16), mode="RGB"):
     rng = np.random.default_rng(0)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     shape = (size[1], size[0]) if mode == "L" else (size[1], size[0], len(mode))
     for number in range(count):
         Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / f"{number:06d}.png")
@@ -38,6 +37,12 @@ def test_samples_are_what_the_files_hold(tmp_path, mode, channels):
     for index, image in zip(images.indexes, to_uint8(loaded(images))):
         pixels = np.array(Image.open(folder / f"{index:06d}.png")).reshape(16, 20, channels)
         assert np.array_equal(image.permute(1, 2, 0), pixels)
+
+
+def test_grids_below_the_folder_are_left_out_too(tmp_path):
+    write(tmp_path / "samples" / "0-4", 2)
+    Image.new("RGB", (99, 99)).save(tmp_path / "samples" / "0-4" / "grid.png")
+    assert loaded(open_samples(tmp_path / "samples", leave_out="grid.png")).shape == (2, 3, 16, 20)
 
 
 def test_an_animation_is_no_sample(tmp_path):
@@ -99,7 +104,7 @@ def test_some_of_the_images_are_taken_at_random_but_always_the_same(tmp_path):
 
 def test_built_in_faces_are_none_that_a_model_has_seen(tmp_path):
     images, stamp = open_data("builtin:faces", (3, 32, 32), 3, tmp_path, "stop")
-    expected = face_drawing.draw(faces.attributes(2, FACES_SEED), 32, 32)
+    expected = faces.draw(faces.attributes(2, FACES_SEED), 32, 32)
     assert np.array_equal(to_uint8(loaded(images)[2]).permute(1, 2, 0), expected)
     trainer = {"train_dataset_dir": "builtin:faces", "log_dir": "x", "seed": FACES_SEED}
     with pytest.raises(InputError, match=r"trainer\.seed"):

@@ -1,14 +1,16 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torchvision.transforms.functional import gaussian_blur
 
+from patch_based_ddpm.data import dataset
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.evaluation import fid, metrics, sliced_wasserstein
-from patch_based_ddpm.evaluation.metrics import Figure, figures, table
-from patch_based_ddpm.evaluation.statistics import ImageStatistics
+from patch_based_ddpm.evaluation import fid, metrics, seams, sliced_wasserstein
+from patch_based_ddpm.evaluation.metrics import Figure, ImageStatistics, figures, share_of, table
+from patch_based_ddpm.evaluation.ms_ssim import ms_ssim
 from patch_based_ddpm.model import patches
 from support.face_images import crowd, images, mixed
 from support.statistics import collect
@@ -17,11 +19,83 @@ from support.statistics import collect
 @pytest.fixture(autouse=True)
 def _few_patches(monkeypatch):
     monkeypatch.setattr(sliced_wasserstein, "MOST_PATCHES", 2000)
+    monkeypatch.setattr(sliced_wasserstein, "DIRECTIONS", 128)
 
 
 @pytest.fixture(scope="module")
 def faces():
     return images(crowd(100), 32, 32)
+
+
+def assert_same(a, b, exact=False):
+    assert a.count == b.count
+    assert list(a.sums) == list(b.sums)
+    assert list(a.vectors) == list(b.vectors)
+    for name in a.sums:
+        np.testing.assert_allclose(a.sums[name], b.sums[name], rtol=0 if exact else 1e-6, atol=0 if exact else 1e-7)
+    for name in a.vectors:
+        np.testing.assert_array_equal(a.vectors[name], b.vectors[name])
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 31])
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_shares_cover_the_set_and_part_no_pair(count, processes):
+    shares = [share_of(count, process, processes) for process in range(processes)]
+    assert [position for share in shares for position in share] == list(range(count))
+    assert all(share.start % 2 == 0 for share in shares)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 3
+
+
+def test_neither_batches_nor_processes_matter(monkeypatch):
+    monkeypatch.setattr(sliced_wasserstein, "MOST_PATCHES", 5)  # the last two images give none
+    pictures = images(crowd(7), 32, 32)
+    features = lambda whole: whole.float().mean((2, 3))  # noqa: E731 - stands for a network
+    expected = collect(pictures, extractor=features)
+    assert {name: len(values) for name, values in expected.vectors.items()} == {
+        "patches of 32 px": 5,
+        "patches of 16 px": 5,
+        "features": 7,
+    }
+    for batch_size in (1, 2, 3):
+        for processes in (1, 2, 3, 9):
+            assert_same(collect(pictures, batch_size=batch_size, processes=processes, extractor=features), expected)
+
+
+def test_what_is_taken_down():
+    pictures = images(crowd(5), 32, 32)
+    statistics = collect(pictures)
+    rows, columns = seams.profiles(pictures)
+    np.testing.assert_allclose(statistics.sums["profile rows"], rows.sum(0), atol=1e-6)
+    np.testing.assert_allclose(statistics.sums["profile columns"], columns.sum(0), atol=1e-6)
+    assert statistics.sums["pairs"] == 2  # the fifth image has no partner
+    first, second = (ms_ssim(pictures[i : i + 1], pictures[i + 1 : i + 2]).item() for i in (0, 2))
+    assert statistics.sums["ms_ssim"] == pytest.approx(first + second, abs=1e-3)
+    assert collect(pictures[[0, 0, 3, 3]]).sums["ms_ssim"] == pytest.approx(2)
+
+
+def test_images_count_as_they_would_lie_in_a_file():
+    pictures = images(crowd(2), 32, 32)
+    assert_same(collect(pictures + 0.4 / 127.5), collect(pictures), exact=True)
+    assert_same(collect(dataset.to_float(dataset.to_uint8(pictures))), collect(pictures), exact=True)
+
+
+def test_saved_statistics_are_loaded_and_damaged_ones_are_not(tmp_path):
+    statistics, path = collect(images(crowd(3), 32, 32)), tmp_path / "statistics.pt"
+    assert ImageStatistics.load(path) is None
+    statistics.save(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["statistics.pt"]
+    assert_same(ImageStatistics.load(path), statistics, exact=True)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:100], whole[: len(whole) // 2], b"x" * 100):
+        path.write_bytes(damaged)
+        assert ImageStatistics.load(path) is None
+    torch.save({"count": Path(), "sums": {}, "vectors": {}}, path)
+    assert ImageStatistics.load(path) is None  # nothing but tensors is unpickled
+
+
+def test_grey_images_and_images_of_many_shapes():
+    statistics = collect(torch.rand(3, 1, 20, 33), faces=False)
+    assert list(statistics.vectors) == ["patches of 20 x 33 px"]
 
 
 def by_name(rows):
@@ -101,7 +175,7 @@ def test_what_cannot_be_told_is_not_a_number():
 def test_features_are_compared_where_both_sets_have_them(monkeypatch, faces):
     monkeypatch.setattr(fid, "compare", lambda generated, real: {"FID": float((generated - real).sum())})
     plain, extended = collect(faces[:4]), collect(faces[:4], extractor=lambda whole: torch.ones(len(whole), 2))
-    other = ImageStatistics(4, plain.sums, {**plain.rows, "features": np.zeros((4, 2))})
+    other = ImageStatistics(4, plain.sums, {**plain.vectors, "features": torch.zeros(4, 2)})
     assert by_name(figures(extended, other, 2))["FID"].samples == 8
     assert "FID" not in by_name(figures(extended, plain, 2))
 

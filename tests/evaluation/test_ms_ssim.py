@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.evaluation.ms_ssim import WEIGHTS, ms_ssim
+from patch_based_ddpm.evaluation.ms_ssim import WEIGHTS, ms_ssim, separable_filter
 from support.face_images import crowd, images
 
 
@@ -77,3 +77,10 @@ def test_falls_as_images_drift_apart():
 def test_small_images_are_refused():
     with pytest.raises(InputError, match="15 x 64 pixels; each side must be 16 or more"):
         ms_ssim(torch.zeros(1, 3, 15, 64), torch.zeros(1, 3, 15, 64))
+
+
+def test_a_separable_filter_equals_a_convolution_with_the_outer_product():
+    pictures, taps = torch.randn(2, 3, 9, 12, dtype=torch.float64), [0.2, 0.5, 0.3]
+    line = torch.tensor(taps, dtype=torch.float64)
+    kernel = torch.outer(line, line).expand(3, 1, 3, 3)
+    torch.testing.assert_close(separable_filter(pictures, taps), F.conv2d(pictures, kernel, groups=3))

@@ -14,7 +14,7 @@ from patch_based_ddpm.evaluation.sliced_wasserstein import (
     laplacian_pyramid,
     levels,
     normalise,
-    patches_an_image,
+    patches_per_image,
 )
 from patch_based_ddpm.model import patches
 from support.face_images import crowd, images, mixed
@@ -102,7 +102,7 @@ def test_patches_come_from_everywhere():
 
 
 def test_the_number_of_patches_is_bounded():
-    assert [patches_an_image(count) for count in (1, 1024, 2048, 10**4, 10**6)] == [128, 128, 64, 13, 1]
+    assert [patches_per_image(count) for count in (1, 1024, 2048, 10**4, 10**6)] == [128, 128, 64, 13, 1]
 
 
 def test_each_channel_is_normalised_over_the_whole_set():
@@ -114,6 +114,7 @@ def test_each_channel_is_normalised_over_the_whole_set():
 
 def test_degraded_sets_are_told_apart_at_the_right_level(monkeypatch):
     monkeypatch.setattr(sliced_wasserstein, "MOST_PATCHES", 4000)
+    monkeypatch.setattr(sliced_wasserstein, "DIRECTIONS", 128)
     real, others = (images(crowd(200, seed=seed), 64, 64) for seed in (1, 2))
     theirs = descriptors(real, range(200), 200)
 

@@ -1,21 +1,23 @@
 import copy
 import os
-import time
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from patch_based_ddpm.data import pictures
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.generation.image_folder import ABANDONED, SampleFolder, check_place, digest
+from patch_based_ddpm.generation.image_folder import ImageFolder, check_place, digest
 
 ORIGIN = {"digest": "a", "sampler": "ddpm", "steps": None, "model": {"dim": 8, "channels": 3}}
 
 
 @pytest.fixture
 def folder(tmp_path):
-    return SampleFolder(tmp_path, (3, 8, 10))
+    return ImageFolder(tmp_path, (3, 8, 10))
 
 
 def draw(folder, *seeds):
@@ -64,20 +66,11 @@ def test_overwriting_the_same_origin_leaves_other_seeds(folder):
     assert seeds_in(folder) == [8]
 
 
-def test_what_killed_jobs_left_is_removed_and_what_others_are_writing_is_not(folder):
-    for name, age in (("000001.png.far-7.unfinished", ABANDONED + 60), ("000002.png.far-8.unfinished", 60)):
-        path = folder.root / name
-        path.touch()
-        os.utime(path, times=(time.time() - age,) * 2)
-    folder.claim(ORIGIN, range(4), overwrite=False)
-    assert sorted(path.name for path in folder.root.iterdir()) == ["000002.png.far-8.unfinished", "samples.json"]
-
-
 def test_images_without_a_manifest_are_strangers(folder):
     draw(folder, 3)
     folder.claim(ORIGIN, range(3), overwrite=False)
     folder.manifest.unlink()
-    with pytest.raises(InputError, match=r"000003\.png is there already and samples\.json is not"):
+    with pytest.raises(InputError, match=r"000003\.png exists without samples\.json, which"):
         folder.claim(ORIGIN, range(4), overwrite=False)
     assert not folder.manifest.exists()
 
@@ -87,24 +80,6 @@ def test_a_damaged_manifest_is_unknown_origin(folder, content):
     folder.manifest.write_text(content, encoding="latin-1")
     with pytest.raises(InputError, match=r"holds images of unknown origin \(samples\.json cannot be read\)"):
         folder.claim(ORIGIN, range(4), overwrite=False)
-
-
-@pytest.mark.parametrize("links", [True, False])
-def test_of_two_jobs_at_once_one_wins(folder, monkeypatch, links):
-    """The other one's manifest appears after we looked and before we write."""
-    other = SampleFolder(folder.root, folder.shape)
-
-    def link(source, target):
-        monkeypatch.undo()
-        other.claim(ORIGIN | {"steps": 7}, range(4, 8), overwrite=False)
-        if not links:
-            raise PermissionError("no links here")
-        os.link(source, target)
-
-    monkeypatch.setattr(os, "link", link)
-    with pytest.raises(InputError, match="another steps"):
-        folder.claim(ORIGIN, range(4), overwrite=False)
-    assert [path.name for path in folder.root.iterdir()] == ["samples.json"]
 
 
 def test_what_is_complete(folder):
@@ -135,13 +110,13 @@ def test_what_is_not_finite_is_not_written(folder, value):
 
 
 def test_a_folder_that_vanished_is_one_sentence(tmp_path):
-    folder = SampleFolder(tmp_path / "gone", (3, 8, 10))
+    folder = ImageFolder(tmp_path / "gone", (3, 8, 10))
     with pytest.raises(InputError, match=r"000005\.png could not be written: No such file or directory; the images"):
         draw(folder, 5)
 
 
 def test_a_folder_that_vanished_holds_no_images(tmp_path):
-    assert list(SampleFolder(tmp_path / "gone", (3, 8, 10)).present(range(9))) == []
+    assert list(ImageFolder(tmp_path / "gone", (3, 8, 10)).present(range(9))) == []
 
 
 def test_places_where_no_folder_can_be(tmp_path, monkeypatch):
@@ -150,7 +125,7 @@ def test_places_where_no_folder_can_be(tmp_path, monkeypatch):
         check_place(path)
     monkeypatch.chdir(tmp_path)
     check_place(Path("new"))
-    with pytest.raises(InputError, match=r"--out-dir '.*file' is a file; it must be a folder\.$"):
+    with pytest.raises(InputError, match=r"--out-dir '.*file' cannot be used: '.*file' is a file\.$"):
         check_place(tmp_path / "file")
     with pytest.raises(InputError, match=r"--out-dir '.*file/a/b' cannot be used: '.*file' is a file\.$"):
         check_place(tmp_path / "file" / "a" / "b")
@@ -166,7 +141,7 @@ def test_a_manifest_that_cannot_be_written_leaves_nothing(folder, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match=r"--out-dir '.*' cannot be used: No space left on device\.$"):
         folder.claim(ORIGIN, range(4), overwrite=False)
     assert list(folder.root.iterdir()) == []
 
@@ -181,3 +156,20 @@ def test_digest_is_of_names_types_and_values():
     assert digest(network) != digest(copy.deepcopy(twin).float())
     renamed = torch.nn.Sequential(network)
     assert digest(renamed) != digest(network)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_the_archive_holds_the_images_in_order(tmp_path, channels):
+    folder = ImageFolder(tmp_path, (channels, 6, 8))
+    seeds = (3, 1, 4, 10, 5)
+    arrays = np.random.default_rng(0).integers(0, 256, (5, 6, 8, channels), dtype=np.uint8)
+    for seed, array in zip(seeds, arrays):
+        pictures.save_png(folder.path(seed), array[..., 0] if channels == 1 else array)
+    folder.write_npz(seeds)
+    with np.load(tmp_path / "samples.npz") as file:
+        assert file.files == ["arr_0"]
+        assert file["arr_0"].dtype == np.uint8
+        assert np.array_equal(file["arr_0"], arrays)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".npz", *[".png"] * 5]
+    with zipfile.ZipFile(tmp_path / "samples.npz") as archive:
+        assert archive.testzip() is None

@@ -467,7 +467,7 @@ def test_learns_four_images_by_heart(make_diffusion):
     assert sum(losses[:5]) / 5 > 0.4
     assert sum(losses[-50:]) / 50 < 0.25
     with torch.no_grad():
-        drawn = draw(diffusion, range(12), sampler="ddim", steps=None, eta=0, patch_batch_size=None)
+        drawn = draw(diffusion, range(12), sampler="ddim")
     apart = (drawn[:, None] - x_0).abs().mean(dim=(2, 3, 4))  # (drawn, learnt)
     assert apart.amin(dim=1).median() < 0.15
     assert len(apart.argmin(dim=1).unique()) > 1

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from patch_based_ddpm import Config, GaussianDiffusion, UNet
+from patch_based_ddpm.errors import InputError
 
 ABLATIONS = {
     "full": {},
@@ -117,3 +118,13 @@ def test_wide_kernels_lie_as_their_device_and_dtype_like_them(make_config, monke
     for kernel in (network.middle_1.conv_1.weight, network.encoder[0].block_1.conv_1.weight):
         assert kernel.is_contiguous(memory_format=torch.channels_last)
         assert not kernel.is_contiguous()
+
+
+@pytest.mark.parametrize(("dim", "mults"), [(2**20, [1, 2]), (2**20, [1, 2**20]), (2**15, [1, 64])])
+def test_a_network_too_large_for_the_machine_is_one_sentence(make_config, dim, mults):
+    config = make_config(model={"dim": dim, "dim_mults": mults})
+    sentence = (
+        rf"^model\.dim is {dim} and model\.dim_mults .+; the weights of this network do not fit into .+ memory\.$"
+    )
+    with pytest.raises(InputError, match=sentence):
+        UNet.from_config(config.model)

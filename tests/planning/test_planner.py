@@ -51,7 +51,9 @@ def test_what_a_sampler_keeps_is_predicted(sampler, options):
     diffusion = GaussianDiffusion.from_config(config).requires_grad_(False)
     with LiveMemory(diffusion) as memory, torch.inference_mode():
         samplers.draw(diffusion, range(16), sampler=sampler, steps=5, patch_batch_size=16, **options)
-    predicted = planner.sampling_peak(config, batch_size=16, patch_batch_size=16, sampler=sampler, **options)
+    predicted = planner.sampling_peak(
+        config, batch_size=16, patch_batch_size=16, sampler=samplers.SamplerConfig(name=sampler, **options)
+    )
     assert predicted.activations == pytest.approx(memory.peak().activations, rel=0.05)
 
 

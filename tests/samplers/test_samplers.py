@@ -1,3 +1,5 @@
+import argparse
+import itertools
 import math
 import weakref
 
@@ -6,9 +8,11 @@ import torch
 
 from patch_based_ddpm import GaussianDiffusion
 from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.generation.options import add_flags, sampler_config
 from patch_based_ddpm.randomness import ImageNoise
-from patch_based_ddpm.samplers import ddim, ddpm, dpm_solver_pp, draw, timesteps
-from support.oracles import Oracle, PerfectDenoiser, alpha_bars
+from patch_based_ddpm.samplers import SAMPLERS, SamplerConfig, ddim, ddpm, dpm_solver_pp, draw, timesteps
+from patch_based_ddpm.samplers.sampler import Coefficients, Sampler
+from support.oracles import Mixture, Oracle, PerfectDenoiser, alpha_bars
 
 each_objective = pytest.mark.parametrize("objective", ["pred_noise", "pred_x0", "pred_v"])
 
@@ -69,19 +73,19 @@ def test_ddpm_is_algorithm_2(make_diffusion):
 @each_objective
 def test_all_samplers_find_the_only_image_there_is(make_perfect, objective):
     image = torch.rand(3, 8, 8) * 2 - 1
-    diffusion = make_perfect(image, diffusion={"objective": objective})
+    diffusion = make_perfect(image, diffusion={"objective": objective, "timesteps": 20})
     x_T, wanted = torch.randn(2, 3, 8, 8), image.expand(2, 3, 8, 8)
     for size in (None, 3):
         found = ddpm(diffusion, x_T, noise=noises(), patch_batch_size=size)
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
-        for steps in (2, 3, 7, 10):
+        for steps in (2, 3, 7, 20):
             found = ddim(diffusion, x_T, steps=steps, patch_batch_size=size)
             torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
             found = ddim(diffusion, x_T, steps=steps, eta=0.7, noise=noises(), patch_batch_size=size)
             torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
             found = ddpm(diffusion, x_T, steps=steps, noise=noises(), patch_batch_size=size)
             torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
-            for order, eta in ((2, 0), (2, 1), (3, 0), (3, 1)):
+            for order, eta in ((2, 0), (2, 1), (3, 0), *([(3, 1)] if steps == 20 else [])):
                 options = {"steps": steps, "order": order, "eta": eta, "patch_batch_size": size}
                 found = dpm_solver_pp(diffusion, x_T, noise=noises(), **options)
                 torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
@@ -265,9 +269,46 @@ def test_refuses_impossible_eta(make_diffusion, eta):
         ddim(make_diffusion(), torch.zeros(1, 3, 8, 8), steps=2, eta=eta, noise=noises(1))
 
 
-def test_refuses_eta_without_noise(make_diffusion):
-    with pytest.raises(InputError, match=r"eta is 0\.5 but no noise was given"):
-        ddim(make_diffusion(), torch.zeros(1, 3, 8, 8), steps=2, eta=0.5)
+def test_without_noise_it_is_drawn_from_the_generator(make_diffusion):
+    diffusion, x_T = make_diffusion(), torch.randn(2, 3, 8, 8)
+    wanted = ddim(diffusion, x_T, eta=0.5, noise=noises())
+    assert torch.equal(ddim(diffusion, x_T, eta=0.5, generator=torch.Generator().manual_seed(5)), wanted)
+    torch.manual_seed(5)
+    assert torch.equal(ddim(diffusion, x_T, eta=0.5, noise=None), wanted)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 3, 8, 8), (2, 3, 8, 1)])
+def test_refuses_noise_of_another_shape(make_diffusion, shape):
+    """It would be broadcast: every image would get the same."""
+    with pytest.raises(InputError, match=r"noise\(\) has the shape \(.*\); it must be that of x_T, \(2, 3, 8, 8\)\.$"):
+        ddpm(make_diffusion(), torch.zeros(2, 3, 8, 8), noise=lambda: torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 3, 16, 16), (2, 1, 8, 8)])
+def test_refuses_a_start_of_another_shape(make_diffusion, shape):
+    with pytest.raises(InputError, match=r"x_T has the shape \(.*\); for this model it must be \(b, 3, 8, 8\)\.$"):
+        ddim(make_diffusion(), torch.zeros(shape))
+
+
+def test_no_gradients_are_recorded_and_the_images_take_part_in_new_ones(make_config):
+    diffusion, x_T = GaussianDiffusion.from_config(make_config()), torch.randn(1, 3, 8, 8, requires_grad=True)
+    images = ddim(diffusion, x_T, steps=2)
+    assert not images.requires_grad
+    assert not images.is_inference()
+    weight = torch.ones((), requires_grad=True)
+    (weight * images).sum().backward()
+    assert weight.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_noise_is_denoised_in_float32(make_perfect, dtype):
+    mean, spread = 0.1, 0.5
+    diffusion = make_perfect(torch.full((3, 8, 8), mean), spread, diffusion={"timesteps": 1000})
+    x_T = torch.randn(1, 3, 8, 8).to(dtype)
+    for sampler in (ddim, dpm_solver_pp):
+        images = sampler(diffusion, x_T)
+        assert images.dtype == torch.float32
+        assert torch.equal(images, sampler(diffusion, x_T.float()))
 
 
 def test_refuses_patches_of_none(make_diffusion):
@@ -276,21 +317,21 @@ def test_refuses_patches_of_none(make_diffusion):
 
 
 @pytest.mark.parametrize(
-    ("sampler", "steps", "eta"),
+    "options",
     [
-        ("ddpm", None, 0),
-        ("ddpm", 4, 0),
-        ("ddim", 4, 0),
-        ("ddim", None, 0.5),
-        ("dpm-solver++", 4, 0),
-        ("dpm-solver++", 4, 1),
+        {"name": "ddpm"},
+        {"name": "ddpm", "steps": 4},
+        {"name": "ddim", "steps": 4},
+        {"name": "ddim", "eta": 0.5},
+        {"name": "dpm-solver++", "steps": 4},
+        {"name": "dpm-solver++", "steps": 4, "eta": 1},
     ],
 )
-def test_a_drawn_image_depends_on_its_seed_alone(make_diffusion, sampler, steps, eta):
+def test_a_drawn_image_depends_on_its_seed_alone(make_diffusion, options):
     diffusion = make_diffusion()
 
     def drawn(seeds, size=None):
-        return draw(diffusion, seeds, sampler=sampler, steps=steps, eta=eta, patch_batch_size=size)
+        return draw(diffusion, seeds, sampler=SamplerConfig(**options), patch_batch_size=size)
 
     together = drawn([4, 7, 9])
     assert together.shape == (3, 3, 8, 8)
@@ -305,19 +346,38 @@ def test_a_drawn_image_depends_on_its_seed_alone(make_diffusion, sampler, steps,
 
 def test_draw_is_its_sampler(make_diffusion):
     diffusion = make_diffusion()
-    options = {"steps": None, "eta": 0.0, "patch_batch_size": None}
     noise = ImageNoise([4, 7], (3, 8, 8), "cpu")
-    assert torch.equal(draw(diffusion, [4, 7], sampler="ddpm", **options), ddpm(diffusion, noise(), noise=noise))
+    ancestral = ddpm(diffusion, noise(), noise=noise)
+    assert torch.equal(draw(diffusion, [4, 7]), ancestral)
+    assert torch.equal(draw(diffusion, [4, 7], sampler="ddpm", steps=None, eta=0.0, order=None), ancestral)
     x_T = ImageNoise([4, 7], (3, 8, 8), "cpu")()
-    assert torch.equal(draw(diffusion, [4, 7], sampler="ddim", **options), ddim(diffusion, x_T, steps=10))
+    assert torch.equal(draw(diffusion, [4, 7], sampler="ddim"), ddim(diffusion, x_T, steps=10))
     solved = dpm_solver_pp(diffusion, x_T, steps=10, order=2)
+    assert torch.equal(draw(diffusion, [4, 7], sampler="dpm-solver++"), solved)
+    options = {"steps": 5, "order": 3, "spacing": "trailing"}
+    solved = dpm_solver_pp(diffusion, x_T, **options)
     assert torch.equal(draw(diffusion, [4, 7], sampler="dpm-solver++", **options), solved)
-    options |= {"steps": 5, "order": 3, "spacing": "trailing"}
-    solved = dpm_solver_pp(diffusion, x_T, steps=5, order=3, spacing="trailing")
-    assert torch.equal(draw(diffusion, [4, 7], sampler="dpm-solver++", **options), solved)
+    config = SamplerConfig(name="dpm-solver++", **options)
+    assert torch.equal(draw(diffusion, [4, 7], sampler=config), solved)
+    second = dpm_solver_pp(diffusion, x_T, steps=5, spacing="trailing")
+    assert torch.equal(draw(diffusion, [4, 7], sampler=config, order=None), second)
 
 
-def test_steps_that_nobody_chose(make_diffusion):
+@pytest.mark.parametrize(
+    ("seeds", "words"),
+    [
+        ([], r"there are no seeds; an image needs one\.$"),
+        ([3, -1], r"the seed is -1; it must lie in \[0, 4294967296\)\.$"),
+        ([2**32 + 5], r"the seed is 4294967301; it must lie in \[0, 4294967296\)\.$"),
+    ],
+)
+def test_draw_refuses_seeds_that_name_no_image(make_diffusion, seeds, words):
+    """PyTorch's CPU generator would take 2^32 + 5 for 5."""
+    with pytest.raises(InputError, match=words):
+        draw(make_diffusion(), seeds)
+
+
+def test_default_steps(make_diffusion):
     """All of ddpm and ddim; 20 of dpm-solver++, evenly spaced in log-SNR."""
     diffusion, seen = make_diffusion(diffusion={"timesteps": 40}), {}
 
@@ -326,9 +386,9 @@ def test_steps_that_nobody_chose(make_diffusion):
         return steps[:1]
 
     for sampler in ("ddpm", "ddim", "dpm-solver++"):
-        draw(diffusion, [1], sampler=sampler, steps=None, eta=0.0, patch_batch_size=None, progress=progress)
+        draw(diffusion, [1], sampler=sampler, progress=progress)
     assert seen["ddpm"] == seen["ddim"] == list(range(40))[::-1]
-    assert seen["dpm-solver++"] == timesteps.visited(diffusion.exact_alpha_bar, 20, "logsnr")
+    assert seen["dpm-solver++"] == timesteps.log_snr(diffusion.exact_alpha_bar, 20)
 
 
 @pytest.mark.parametrize(
@@ -344,12 +404,61 @@ def test_steps_that_nobody_chose(make_diffusion):
         ("dpm-solver++", {"order": 0}, "order is 0; it must be one of 1, 2, 3"),
         ("dpm-solver++", {"order": 4}, "order is 4; it must be one of 1, 2, 3"),
         ("dpm-solver++", {"eta": 0.5}, "eta is 0.5; for dpm-solver.* it must be 0, deterministic, or 1, with noise"),
+        (
+            "dpm-solver++",
+            {"eta": 1, "order": 3, "steps": 9},
+            "sampling steps is 9; order 3 with eta 1 needs at least 20",
+        ),
+        ("dpm-solver++", {"eta": 1, "order": 3}, "sampling steps is 10; order 3 with eta 1 needs at least 20"),
     ],
 )
 def test_draw_refuses_what_it_cannot_do(make_perfect, sampler, options, words):
-    options = {"steps": None, "eta": 0.0, "patch_batch_size": None, **options}
     with pytest.raises(InputError, match=words):
         draw(make_perfect(torch.zeros(3, 8, 8)), [1], sampler=sampler, **options)
+
+
+def test_a_new_sampler_is_an_entry_in_the_registry(make_diffusion, monkeypatch):
+    """This one takes each predicted image for the next noisy one."""
+    jump = Sampler(
+        name="jump",
+        coefficients=lambda alpha_bar, config: Coefficients(
+            x_t=torch.zeros_like(alpha_bar), x_0=torch.ones_like(alpha_bar)[:, None], noise=None
+        ),
+        check=lambda config: None,
+        default_steps=3,
+    )
+    monkeypatch.setitem(SAMPLERS, "jump", jump)
+    parser, diffusion, shown = argparse.ArgumentParser(), make_diffusion(), []
+    add_flags(parser)
+    args = parser.parse_args(["--sampler", "jump"])
+    drawn = draw(diffusion, [1], sampler=sampler_config(args), observe=lambda t, x_t, x_0: shown.append((x_t, x_0)))
+    assert [torch.equal(x_t, x_0) for (x_t, _), (_, x_0) in zip(shown[1:], shown)] == [True, True]
+    assert torch.equal(drawn, shown[-1][1])
+    assert "jump 3" in " ".join(parser.format_help().split())
+
+
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize(("steps", "spacing"), [(1, "trailing"), (7, "trailing"), (8, "logsnr"), (50, "logsnr")])
+def test_default_spacing_of_dpm_solver_pp(order, steps, spacing):
+    assert SamplerConfig(name="dpm-solver++", steps=steps, order=order).resolve(1000).spacing == spacing
+    for given in timesteps.SPACINGS:
+        assert SamplerConfig(name="dpm-solver++", steps=steps, spacing=given).resolve(1000).spacing == given
+
+
+@pytest.mark.parametrize("steps", [3, 4, 5, 6, 7])
+def test_few_steps_are_spaced_as_errs_less(steps):
+    """Over mixtures of 4 and 32 Gaussians in 4 and 16 dimensions, beside a solution in many steps."""
+    generator = torch.Generator().manual_seed(1)
+    errors = {None: 0.0, "logsnr": 0.0}
+    for count, side, spread in itertools.product((4, 32), (2, 4), (0.02, 0.05, 0.1, 0.2)):
+        means = torch.randn(count, 1, side, side, generator=generator, dtype=torch.float64) / 2
+        mixture = Mixture(alpha_bars(1000), means.clamp(-0.9, 0.9), spread)
+        x_T = torch.randn(64, 1, side, side, generator=generator, dtype=torch.float64)
+        exact = dpm_solver_pp(mixture, x_T, steps=200)
+        for spacing in errors:
+            found = dpm_solver_pp(mixture, x_T, steps=steps, spacing=spacing)
+            errors[spacing] += (found - exact).square().mean().sqrt().item()
+    assert errors[None] < 0.95 * errors["logsnr"], errors
 
 
 @each_objective
@@ -361,5 +470,5 @@ def test_the_noisy_end_of_a_long_schedule_does_no_harm(make_perfect, objective, 
     diffusion = make_perfect(torch.full((3, 8, 8), mean), spread, diffusion={"timesteps": 1000, "objective": objective})
     x_T = torch.randn(1, 3, 8, 8)
     options = {"steps": 20, "order": order, "spacing": spacing}
-    exact = dpm_solver_pp(Oracle(alpha_bars(1000), mean, spread), x_T.double(), **options)
+    exact = dpm_solver_pp(Oracle(alpha_bars(1000), mean, spread, diffusion.image_shape), x_T.double(), **options)
     torch.testing.assert_close(dpm_solver_pp(diffusion, x_T, **options).double(), exact, atol=1e-4, rtol=0)

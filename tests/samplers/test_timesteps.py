@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.model import schedule
 from patch_based_ddpm.samplers import timesteps
 
@@ -25,7 +24,7 @@ def lambdas(alpha_bar):
     ],
 )
 def test_trailing_by_hand(T, steps, wanted):
-    assert timesteps.trailing(T, steps) == wanted
+    assert timesteps.trailing(alpha_bars(T), steps) == wanted
 
 
 @pytest.mark.parametrize("spacing", timesteps.SPACINGS)
@@ -33,12 +32,12 @@ def test_trailing_by_hand(T, steps, wanted):
 def test_they_start_at_the_end_and_descend(T, spacing):
     alpha_bar = alpha_bars(T)
     for steps in range(1, T + 1, 1 if T <= 100 else 37):
-        visited = timesteps.visited(alpha_bar, steps, spacing)
+        visited = timesteps.SPACINGS[spacing](alpha_bar, steps)
         assert len(visited) == steps
         assert visited[0] == T - 1
         assert visited[-1] >= 0
         assert all(before > after for before, after in zip(visited, visited[1:]))
-    assert timesteps.visited(alpha_bar, T, spacing) == list(range(T))[::-1]
+    assert timesteps.SPACINGS[spacing](alpha_bar, T) == list(range(T))[::-1]
 
 
 @pytest.mark.parametrize("steps", [5, 20, 50])
@@ -60,11 +59,3 @@ def test_log_snr_by_hand():
     assert timesteps.log_snr(alpha_bar, 2) == [4, 0]
     assert timesteps.log_snr(alpha_bar, 3) == [4, 2, 0]
     assert timesteps.log_snr(alpha_bar, 1) == [4]
-
-
-def test_refuses_what_it_does_not_know():
-    for steps in (0, -1, 11):
-        with pytest.raises(InputError, match=rf"sampling steps is {steps}; it must lie in \[1, 10\]"):
-            timesteps.visited(alpha_bars(10), steps, "logsnr")
-    with pytest.raises(InputError, match='the spacing is "even"; it must be one of trailing, logsnr'):
-        timesteps.visited(alpha_bars(10), 3, "even")

@@ -1,4 +1,4 @@
-"""What tests of checkpoints look at: refusals, equal weights, a file that holds code."""
+"""For tests of checkpoints: check a refusal, compare weights, make a file that holds code."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from patch_based_ddpm.errors import InputError
 
 
 def refusal(call, path):
-    """The one sentence of a refusal, without the file that it begins with."""
+    """The one sentence of a refusal, without the file name at its start."""
     with pytest.raises(InputError) as error:
         call()
     message = str(error.value)

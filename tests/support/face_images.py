@@ -4,8 +4,7 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from patch_based_ddpm.data.face_drawing import draw
-from patch_based_ddpm.data.faces import Face, attributes
+from patch_based_ddpm.data.faces import Face, attributes, draw
 
 
 def images(faces: list[Face], height: int, width: int) -> torch.Tensor:

@@ -5,13 +5,13 @@ from io import BytesIO
 import lmdb
 from PIL import Image
 
-from patch_based_ddpm.data import lsun
+from patch_based_ddpm.data import sources
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
 def write_lmdb(directory, images):
-    lsun._environment.cache_clear()  # LMDB opens an environment but once in a process
+    sources._environment.cache_clear()  # LMDB opens an environment but once in a process
     with lmdb.open(str(directory), map_size=2**24) as environment, environment.begin(write=True) as transaction:
         for key, data in images.items():
             transaction.put(key, data)

@@ -39,9 +39,10 @@ class PerfectDenoiser(nn.Module):
 class Oracle:
     """A diffusion model of its own schedule, unclipped and in float64, whose pixels share one mean."""
 
-    def __init__(self, alpha_bar, mean, spread):
+    def __init__(self, alpha_bar, mean, spread, image_shape=(1, 8, 8)):
         self.exact_alpha_bar = torch.as_tensor(alpha_bar, dtype=torch.float64)
         self.timesteps, self.mean, self.spread = len(alpha_bar), mean, spread
+        self.image_shape = image_shape
 
     def predict_x_0(self, x_t, t, patch_batch_size):
         a = self.exact_alpha_bar[t[0]]
@@ -56,3 +57,20 @@ class Oracle:
         first, last = self.exact_alpha_bar[-1], self.exact_alpha_bar[0]
         standard = (x_T - first.sqrt() * self.mean) / self.variance(first).sqrt()
         return self.mean + self.spread**2 * last.sqrt() / self.variance(last).sqrt() * standard
+
+
+class Mixture:
+    """A diffusion model in float64 of images that are N(mean, spread^2) around one of several means, (k, c, H, W)."""
+
+    def __init__(self, alpha_bar, means, spread):
+        self.exact_alpha_bar = torch.as_tensor(alpha_bar, dtype=torch.float64)
+        self.timesteps, self.means, self.spread = len(alpha_bar), means, spread
+        self.image_shape = means.shape[1:]
+
+    def predict_x_0(self, x_t, t, patch_batch_size):
+        a = self.exact_alpha_bar[t[0]]
+        variance = a * self.spread**2 + 1 - a
+        residual = x_t - a.sqrt() * self.means[:, None]  # (k, b, c, H, W)
+        weight = (-(residual**2).flatten(2).sum(2) / (2 * variance)).softmax(0)[..., None, None, None]
+        x_0 = self.means[:, None] + self.spread**2 * a.sqrt() / variance * residual
+        return (weight * x_0).sum(0).clamp(-1, 1)

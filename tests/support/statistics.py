@@ -1,16 +1,14 @@
 """Statistics of a set of images."""
 
-from patch_based_ddpm.evaluation.statistics import Collector, join, stretch_of
+from patch_based_ddpm.evaluation import metrics
 
 
-def collect(pictures, *, batch_size=None, processes=1, extractor=None):
+def collect(pictures, *, batch_size=None, processes=1, faces=True, extractor=None):
     """The statistics of a set, taken by one process after the other."""
-    stretches = []
+    shares = []
     for process in range(processes):
-        own = stretch_of(len(pictures), process, processes)
-        collector = Collector(len(pictures), own.start, faces=True, extractor=extractor)
-        for batch in pictures[own.start : own.stop].split(batch_size or len(pictures)):
-            if len(batch):
-                collector.add(batch)
-        stretches.append(collector.result())
-    return join(stretches)
+        own = metrics.share_of(len(pictures), process, processes)
+        batches = pictures[own.start : own.stop].split(batch_size or len(pictures)) if own else ()
+        options = {"faces": faces, "extractor": extractor, "show": False}
+        shares.append(metrics.collect(batches, own, len(pictures), label="", **options))
+    return metrics.join(shares)

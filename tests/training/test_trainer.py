@@ -109,6 +109,18 @@ def test_moments_of_another_memory_layout_are_those_of_the_same_weights(tmp_path
     assert_same(contents(resumed, 6)["model"], contents(whole, 6)["model"])
 
 
+def test_resuming_verifies_checksums(tmp_path):
+    """A flipped bit of a weight, which unpickling does not notice."""
+    trainer = make_trainer(tmp_path, train_num_steps=1)
+    trainer.train()
+    path = trainer.folder.checkpoint(1)
+    data = bytearray(path.read_bytes())
+    data[data.index(trainer.unet.state_dict()["condition.time.weight"].numpy().tobytes())] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"model-1\.pt: is damaged; the checksum of"):
+        trainer.resume(path)
+
+
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):
     trainer = make_trainer(tmp_path, train_num_steps=3, save_and_sample_every=1, preview_count=0)
     trainer.train()
@@ -369,7 +381,7 @@ def test_a_published_checkpoint_can_be_continued(tmp_path, monkeypatch):
     optimizer = ours.pop("optimizer")
     theirs = {"state": {}, "param_groups": []}
     published_read = {**ours, "published": True, "published_model": {}, "optimizer": theirs, "step": 5}
-    monkeypatch.setattr(checkpoint, "read", lambda path: published_read)
+    monkeypatch.setattr(checkpoint, "read", lambda path, verify: published_read)
     seen = []
 
     def translate(given, model, order):
@@ -437,6 +449,33 @@ def test_a_checkpoint_of_another_objective_is_refused(tmp_path):
         InputError, match=r"was trained with diffusion\.objective pred_noise, but the configuration says"
     ):
         trainer.resume(trainer.folder.checkpoint(0))
+
+
+def without(state, *keys):
+    return {key: value for key, value in state.items() if key not in keys}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda adam: {"state": adam["state"], "param_groups": []},
+        lambda adam: {"state": adam["state"], "param_groups": adam["param_groups"] * 2},
+        lambda adam: adam | {"param_groups": [adam["param_groups"][0] | {"params": [0, 1]}]},
+        lambda adam: adam | {"state": adam["state"] | {0: adam["state"][1]}},
+        lambda adam: adam | {"state": adam["state"] | {0: without(adam["state"][0], "exp_avg_sq")}},
+        lambda adam: adam | {"state": adam["state"] | {len(adam["state"]): adam["state"][0]}},
+        lambda adam: adam | {"state": None},
+    ],
+    ids=["no group", "two groups", "fewer", "shape", "no second moment", "more", "no state"],
+)
+def test_an_optimizer_of_another_network_is_refused(tmp_path, change):
+    trainer = make_trainer(tmp_path, train_num_steps=1)
+    trainer.train()
+    held = contents(trainer, 1)
+    path = tmp_path / "other.pt"
+    checkpoint.save(path, held | {"config": held["config"].to_dict(), "optimizer": change(held["optimizer"])})
+    with pytest.raises(InputError, match=r"other\.pt: the optimizer state does not fit the configuration's model; "):
+        trainer.resume(path)
 
 
 def test_a_model_goes_on_with_a_halo(tmp_path, capsys):

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from patch_based_ddpm import GaussianDiffusion, checkpoint
-from patch_based_ddpm.checkpoint import load_diffusion, safetensors_file
+from patch_based_ddpm.checkpoint import load_diffusion, safetensors
 from patch_based_ddpm.errors import DamagedCheckpoint, InputError
 from support.checkpoints import Trap, equal, refusal
 
@@ -25,7 +25,7 @@ def write(diffusion, tmp_path):
 
     def write(state=None, weights="ema"):
         path = tmp_path / "model.safetensors"
-        safetensors_file.write(path, diffusion.config, weights, state or diffusion.unet.state_dict())
+        safetensors.write(path, diffusion.config, weights, state or diffusion.unet.state_dict())
         return path
 
     return write
@@ -49,11 +49,6 @@ def rewrite(path, **changes):
     """Write a file anew with other metadata; None leaves a key out."""
     changed = {**metadata(path), **changes}
     save_file(load_file(path), path, {key: value for key, value in changed.items() if value is not None})
-
-
-def rewrite_with_checksum(path, **changes):
-    changed = {**metadata(path), **changes}
-    rewrite(path, **changes, sha256=safetensors_file._sha256(changed, load_file(path)))
 
 
 @pytest.mark.parametrize("weights", ["ema", "model"])
@@ -98,10 +93,6 @@ def test_half_precision_is_half_the_size_and_float32_again_when_loaded(write, di
     assert equal(stored, rounded)
 
 
-def test_a_given_config_goes_before_the_one_inside(write, make_config):
-    assert load_diffusion(write(), make_config(diffusion={"timesteps": 25})).timesteps == 25
-
-
 def test_the_content_tells_not_the_name(write, diffusion, tmp_path):
     renamed = write().rename(tmp_path / "model.pt")
     assert equal(load_diffusion(renamed).unet.state_dict(), diffusion.unet.state_dict())
@@ -128,9 +119,11 @@ def test_code_behind_a_header_is_not_run(write, tmp_path):
     path, sprung = write(), tmp_path / "sprung"
     whole, trap = path.read_bytes(), pickle.dumps(Trap(sprung), protocol=2)
     start = header_size(whole)
-    for content in (whole[:start] + trap + whole[start + len(trap) :], whole + trap, b"12345678{" + trap):
+    for content in (whole + trap, b"12345678{" + trap):
         path.write_bytes(content)
         assert ": is damaged" in refusal(lambda: load_diffusion(path), path)
+    path.write_bytes(whole[:start] + trap + whole[start + len(trap) :])
+    load_diffusion(path)  # it is read as numbers
     assert not sprung.exists()
 
 
@@ -144,92 +137,60 @@ def test_a_truncated_file_is_damaged(write, part):
         checkpoint.read(path)
 
 
-def test_a_flipped_weight_is_noticed_though_safetensors_does_not(write):
+def test_every_flipped_bit_of_the_header_is_a_sentence_or_harmless(write):
+    """Of the tensors nothing tells: the format has no checksum."""
     path = write()
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-    load_file(path)
-    wanted = ": is damaged; the checksum in it is not that of its contents."
-    assert refusal(lambda: load_diffusion(path), path) == wanted
-    with pytest.raises(DamagedCheckpoint):
-        checkpoint.read(path)
-
-
-def test_every_flipped_bit_is_noticed_or_harmless(write):
-    """In the header, too, which is drawn more often for its size; harmless is what leaves the same JSON."""
-    path = write()
-    whole, wanted, random = path.read_bytes(), checkpoint.read(path), Random(0)
-    header = header_size(whole)
-    places = [random.randrange(header) for _ in range(300)] + [random.randrange(header, len(whole)) for _ in range(50)]
+    whole, random = path.read_bytes(), Random(0)
     refused = 0
-    for place in places:
+    for _ in range(300):
         flipped = bytearray(whole)
-        flipped[place] ^= 1 << random.randrange(8)
+        flipped[random.randrange(header_size(whole))] ^= 1 << random.randrange(8)
         path.write_bytes(flipped)
         try:
-            got = checkpoint.read(path)
+            load_diffusion(path)
         except InputError:
             refused += 1
-        else:
-            assert got["config"] == wanted["config"]
-            assert equal(got["ema"], wanted["ema"])
-    assert refused > 340
+    assert refused > 200
 
 
-def test_another_setting_under_the_old_checksum_is_damage(write, diffusion):
-    """The checksum is over what the weights are, too."""
+def test_a_file_with_the_checksum_of_earlier_versions_loads(write, diffusion):
     path = write()
-    rewrite(path)
-    checkpoint.read(path)  # written anew by another tool, in another order, it is still the same
-    config = diffusion.config.to_dict()
-    config["diffusion"]["timesteps"] += 1
-    for changes in ({"config": json.dumps(config)}, {"weights": "model"}):
-        path = write()
-        rewrite(path, **changes)
-        assert "is damaged; the checksum" in refusal(lambda path=path: checkpoint.read(path), path)
+    rewrite(path, sha256="0" * 64)
+    assert equal(load_diffusion(path).unet.state_dict(), diffusion.unet.state_dict())
 
 
 @pytest.mark.parametrize(
-    "change",
+    "held",
     [
-        lambda name, values: (name, values.view(torch.float16)),
-        lambda name, values: (name, values[None]),
-        lambda name, values: (name + "_", values),
+        None,
+        {"format": "pt"},
+        {"config": None},
+        {"weights": None},
+        {"format": None},
+        {"format": "patch_based_ddpm weights 2"},
+        {"weights": "emma"},
     ],
-    ids=["dtype", "shape", "name"],
+    ids=str,
 )
-def test_the_same_bytes_as_another_tensor_are_damage(write, diffusion, change):
-    path = write({name: values.bfloat16() for name, values in diffusion.unet.state_dict().items()})
-    save_file(dict(change(*item) for item in load_file(path).items()), path, metadata(path))
-    assert "is damaged; the checksum" in refusal(lambda: checkpoint.read(path), path)
-
-
-def test_files_of_other_programs(write, diffusion):
-    path, state = write(), load_file(write())
-    for held, lacking in (
-        (None, "format, config, weights, sha256"),
-        ({"format": "pt"}, "config, weights, sha256"),
-        ({key: value for key, value in metadata(path).items() if key != "config"}, "config"),
-    ):
-        save_file(state, path, held)
-        wanted = f": is a safetensors file without our configuration; its metadata lacks {lacking}, which "
-        assert refusal(lambda: load_diffusion(path), path) == wanted + "patch_based_ddpm.checkpoint export writes."
+def test_files_of_other_programs(write, held):
+    path = write()
+    if held is None:
+        save_file(load_file(path), path)
+    else:
+        rewrite(path, **held)
+    wanted = ": is a safetensors file that patch_based_ddpm.checkpoint export has not written; its metadata must hold "
+    assert refusal(lambda: load_diffusion(path), path).startswith(wanted)
 
 
 @pytest.mark.parametrize(
-    ("changes", "complaint"),
-    [
-        ({"format": "x 2"}, 'format in its metadata is "x 2"; it must be "patch_based_ddpm weights 1".'),
-        ({"weights": "emma"}, 'weights in its metadata is "emma"; it must be "ema" or "model".'),
-        ({"config": "{"}, "the configuration in it is not valid: is not JSON: "),
-        ({"config": "{}"}, 'the configuration in it is not valid: the configuration lacks the required key "trainer".'),
-    ],
+    ("config", "complaint"),
+    [("{", "is not JSON: "), ("{}", 'the configuration lacks the required key "trainer".')],
 )
-def test_metadata_that_makes_no_sense(write, changes, complaint):
+def test_a_config_inside_that_makes_no_sense(write, config, complaint):
     path = write()
-    rewrite_with_checksum(path, **changes)
-    assert refusal(lambda: load_diffusion(path), path).startswith(f": {complaint}")
+    rewrite(path, config=config)
+    message = refusal(lambda: load_diffusion(path), path)
+    assert message.startswith(f": the configuration in it is not valid: {complaint}")
 
 
 @pytest.mark.parametrize(
@@ -268,6 +229,6 @@ def test_a_file_that_cannot_be_read(write, monkeypatch):
     def denied(*arguments, **options):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(safetensors_file, "safe_open", denied)
+    monkeypatch.setattr(safetensors, "safe_open", denied)
     assert refusal(lambda: load_diffusion(path), path) == ": cannot be read: Permission denied."
     assert re.search("no such file", refusal(lambda: load_diffusion("no.safetensors"), "no.safetensors"))
