@@ -263,7 +263,8 @@ def test_a_compiled_network_learns_the_same_and_is_compiled_once(tmp_path):
         (tmp_path / name).mkdir()
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
-        make_trainer(tmp_path / name, patch_batch_size=3, preview_count=0, compile=name == "compiled").train()
+        options = {"patch_batch_size": 3, "preview_count": 0, "train_num_steps": 3, "save_and_sample_every": 3}
+        make_trainer(tmp_path / name, compile=name == "compiled", **options).train()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     for usual, compiled in zip(metrics(tmp_path / "usual"), metrics(tmp_path / "compiled"), strict=True):
         assert compiled["loss"] == pytest.approx(usual["loss"], rel=1e-3)
