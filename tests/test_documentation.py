@@ -96,6 +96,7 @@ def run(line):
         log_dir = Config.load(arguments[arguments.index("--config") + 1]).trainer.log_dir
         shutil.rmtree(log_dir, ignore_errors=True)  # another page's command, or one above, has trained there
     if "--multi_gpu" in words:
+        words[words.index("-m") : words.index("-m")] = ["--main_process_port", "0"]  # other tests launch, too
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         done = subprocess.run(words, env=environment(PATH=path), capture_output=True, text=True, timeout=TIME_LIMIT)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
@@ -111,8 +112,10 @@ def run(line):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
 def test_commands_run_word_for_word(page, playground):
+    costly = {line for line in commands("README") if "--multi_gpu" in line or "--max-memory" in line}
     for line in commands(page):
-        run(line)
+        if page == "README" or line not in costly:  # which README's own test runs
+            run(line)
     if page == "README":
         assert {path.name for path in (playground / "sampled").glob("*.png")} == {
             *(f"{seed:06d}.png" for seed in range(64)),
