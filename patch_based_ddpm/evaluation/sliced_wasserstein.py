@@ -11,9 +11,11 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from patch_based_ddpm.evaluation.ms_ssim import SMALLEST_SIDE, check_size, separable_filter
+from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.evaluation.ms_ssim import separable_filter
 from patch_based_ddpm.randomness import Purpose, generator
 
+SMALLEST_SIDE = 16
 PATCH = 7
 BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 DIRECTIONS = 512
@@ -24,8 +26,13 @@ SEED = 0
 
 
 def levels(height: int, width: int) -> list[tuple[int, int]]:
-    """The sizes (H, W) of the pyramid's levels: the image's, then halves of it that are at least 16 pixels a side."""
-    check_size(height, width)
+    """The sizes (H, W) of the pyramid's levels: the image's, then halves of it that are at least 16 pixels a side.
+
+    Raises:
+        InputError: the image is smaller.
+    """
+    if min(height, width) < SMALLEST_SIDE:
+        raise InputError(f"the images are {height} x {width} pixels; each side must be {SMALLEST_SIDE} or more.")
     sizes = []
     while min(height, width) >= SMALLEST_SIDE:
         sizes.append((height, width))
@@ -34,10 +41,10 @@ def levels(height: int, width: int) -> list[tuple[int, int]]:
 
 
 def laplacian_pyramid(images: Tensor) -> list[Tensor]:
-    """Split images (b, c, H, W) into one frequency band for each of `levels`, (b, c, its H, its W).
+    """Split images (b, c, H, W) into one frequency band for each of `levels`, finest first.
 
-    Each holds the details that the next, coarser one lacks; enlarged and added up from the coarsest on, they are the
-    images. Source: Burt and Adelson 1983, the 5 x 5 binomial filter.
+    Each band holds the details that the next, coarser one lacks: bands that are enlarged and added up, from the
+    coarsest on, are the images. Source: Burt and Adelson 1983, the 5 x 5 binomial filter.
     """
     pyramid = []
     for _ in levels(*images.shape[2:])[1:]:
@@ -58,23 +65,18 @@ def _blur(images: Tensor) -> Tensor:
     return separable_filter(F.pad(images, (2, 2, 2, 2), mode="reflect"), BINOMIAL)
 
 
-def patches_per_image(count: int) -> int:
-    """How many patches of a level to cut from each of `count` images, so that their total stays bounded."""
-    return max(1, min(MOST_PATCHES_PER_IMAGE, MOST_PATCHES // count))
-
-
 def descriptors(images: Tensor, positions: range, count: int) -> list[Tensor]:
     """Cut random patches out of every level of the pyramid.
 
     Args:
         images: (b, c, H, W), 16 pixels a side or more; b is at least 1.
         positions: of the images in their set; they alone decide where the patches lie.
-        count: images in the set.
+        count: images in the set; the more there are, the fewer patches are cut from each.
 
     Returns:
         For each of `levels`, (b*k, d) float16 on the CPU.
     """
-    k = patches_per_image(count)
+    k = max(1, min(MOST_PATCHES_PER_IMAGE, MOST_PATCHES // count))
     generators = [generator(SEED, Purpose.CUT, position) for position in positions]
     image = torch.arange(len(images))[:, None, None, None]
     cut = []
@@ -89,11 +91,11 @@ def descriptors(images: Tensor, positions: range, count: int) -> list[Tensor]:
     return cut
 
 
-def normalise(patches: Tensor, channels: int) -> Tensor:
+def normalise(patches: Tensor) -> Tensor:
     """Scale each channel to mean 0 and standard deviation 1 over all patches of a set: (m, d) -> (m, d) float32."""
-    split = rearrange(patches.float(), "m (c p) -> m c p", c=channels)
+    split = rearrange(patches.float(), "m (c p) -> m c p", p=PATCH**2)
     deviation, mean = torch.std_mean(split.double(), dim=(0, 2), correction=0, keepdim=True)
-    # The least deviation keeps a constant channel at 0, where rounding leaves a little of it.
+    # Without a minimum, rounding errors of a constant channel would be divided by a deviation of almost 0.
     split = (split - mean.float()) / deviation.float().clamp(min=1e-8)
     return rearrange(split, "m c p -> m (c p)")
 
@@ -108,16 +110,11 @@ def distance(a: Tensor, b: Tensor) -> float:
     Source: Rabin et al. 2011; in one dimension, the mean distance of the sorted points.
     """
     directions = torch.randn(DIRECTIONS, a.shape[1], generator=generator(SEED, Purpose.PROJECT))
+    m = min(len(a), len(b))
+    quantiles = [((torch.arange(m) + 0.5) * len(cloud) / m).long() for cloud in (a, b)]
     total = 0.0
     for some in F.normalize(directions, dim=1).split(DIRECTIONS_AT_A_TIME):
-        first, second = (torch.sort(some @ cloud.T, dim=1).values for cloud in (a, b))  # (directions, m) each
-        number = min(first.shape[1], second.shape[1])
-        first, second = (_quantiles(points, number) for points in (first, second))
-        total += float((first - second).abs().mean(1, dtype=torch.float64).sum())
+        sorted_a, sorted_b = (torch.sort(some @ cloud.T, dim=1).values for cloud in (a, b))  # (directions, m or m')
+        differences = sorted_a[:, quantiles[0]] - sorted_b[:, quantiles[1]]
+        total += float(differences.abs().mean(1, dtype=torch.float64).sum())
     return total / DIRECTIONS
-
-
-def _quantiles(points: Tensor, number: int) -> Tensor:
-    """`number` evenly spaced ones of sorted points (n, m)."""
-    places = ((torch.arange(number) + 0.5) * points.shape[1] / number).long()
-    return points[:, places]
