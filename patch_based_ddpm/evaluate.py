@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with explain_os_error(f"--cache-dir {str(args.cache_dir)!r} cannot be used"):
         args.cache_dir.mkdir(parents=True, exist_ok=True)
     on_bad_image = "stop" if samples.config is None else samples.config.trainer.on_bad_image
-    data, stamp = image_sets.open_data(args.data, samples.shape, args.data_count, args.cache_dir, on_bad_image)
+    data = image_sets.open_data(args.data, samples.shape, args.data_count, args.cache_dir, on_bad_image)
     extractor = None
     if args.fidelity:
         _check_fidelity(samples, len(data.indexes))
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options |= {"device": accelerator.device, "show": accelerator.is_main_process}
         return metrics.join(processes.gather(metrics.collect(batches(share), share, count, **options)))
 
-    key = json.dumps([stamp, extractor and extractor.stamp])
+    key = json.dumps([data.stamp(), extractor and extractor.stamp])
     cache = args.cache_dir / f"statistics-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
     real = ImageStatistics.load(cache) if accelerator.is_main_process else None
     if not processes.from_main(real is not None):
@@ -76,8 +76,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     generated = None if samples.count is None else collect("samples", samples.count, samples.batches)
     if accelerator.is_main_process:
         rows = metrics.figures(generated, real, N)
+        drawing = {} if args.ckpt is None else _sampling(args)
         print(metrics.table(rows, (samples.count, real.count)))
-        report = _report(args, samples, real.count, cache, rows)
+        report = {
+            "samples": samples.count and {"source": str(args.samples or args.ckpt), "count": samples.count, **drawing},
+            "data": {"source": args.data, "count": real.count, "statistics": str(cache)},
+            "image_shape": samples.shape,
+            "patch_divider": N,
+            "figures": metrics.as_json(rows),
+            "definitions": metrics.DEFINITIONS,
+        }
         if args.out is not None:
             with explain_os_error(f"{args.out} cannot be written"):
                 args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -175,24 +183,6 @@ def _check_fidelity(samples: _Samples, real: int) -> None:
     for name, count in (("samples", samples.count), ("real images", real)):
         if count is not None and count < fid.FEWEST_IMAGES:
             raise InputError(f"--fidelity needs at least {fid.FEWEST_IMAGES} {name}; there are {count}.")
-
-
-def _report(
-    args: argparse.Namespace, samples: _Samples, real: int, cache: Path, rows: list[metrics.Figure]
-) -> dict[str, Any]:
-    """The content of --out."""
-    judged = None
-    if samples.count is not None:
-        drawn = {} if args.ckpt is None else _sampling(args)
-        judged = {"source": str(args.samples or args.ckpt), "count": samples.count, **drawn}
-    return {
-        "samples": judged,
-        "data": {"source": args.data, "count": real, "statistics": str(cache)},
-        "image_shape": samples.shape,
-        "patch_divider": samples.patch_divider,
-        "figures": metrics.as_json(rows),
-        "definitions": metrics.DEFINITIONS,
-    }
 
 
 if __name__ == "__main__":

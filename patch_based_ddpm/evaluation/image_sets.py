@@ -48,6 +48,10 @@ class ImageSet:
             batch = positions[start : start + batch_size]
             yield torch.stack([images[0, self.indexes[position]][0] for position in batch])
 
+    def stamp(self) -> str:
+        """A text that changes whenever the statistics of the set may change."""
+        return json.dumps([FORMAT, self.source.stamp(), *self.shape, len(self.indexes)])
+
 
 @dataclass(frozen=True)
 class SampleSource(FolderSource):
@@ -66,11 +70,7 @@ class SampleSource(FolderSource):
 
 
 def open_samples(folder: Path, leave_out: str) -> ImageSet:
-    """Open a folder of samples.
-
-    Args:
-        folder: searched recursively.
-        leave_out: file name of pictures in it that are no samples; animations are left out as well.
+    """Open a folder of samples and its subfolders, without animations and pictures of the file name `leave_out`.
 
     Raises:
         InputError: there is no image, or the first one is no 8-bit grey, RGB or RGBA image.
@@ -96,18 +96,14 @@ def _is_animated(path: Path) -> bool:
 
 def open_data(
     location: str, shape: tuple[int, int, int], count: int, index_cache_dir: Path, on_bad_image: str
-) -> tuple[ImageSet, str]:
+) -> ImageSet:
     """Open `count` random images of a data set, always the same ones, or all; cropped exactly as for training.
 
     `location` and `index_cache_dir` are those of `sources.open_source`, `shape` is (c, H, W).
-
-    Returns:
-        The set, and a text that changes whenever its statistics may change.
     """
     source = open_source(location, *shape[1:], FACES_SEED, index_cache_dir)
     indexes = list(range(count)) if source.size is None else shuffled(source.size, count)
-    stamp = json.dumps([FORMAT, source.stamp(), *shape, len(indexes)])
-    return ImageSet(source, indexes, shape, on_bad_image), stamp
+    return ImageSet(source, indexes, shape, on_bad_image)
 
 
 def shuffled(size: int, count: int) -> list[int]:

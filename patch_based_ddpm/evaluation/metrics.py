@@ -99,17 +99,10 @@ def collect(
     device: torch.device | str = "cpu",
     show: bool = True,
 ) -> ImageStatistics:
-    """Collect the statistics of a share of a set.
+    """Collect the statistics of a share of a set of `count` images.
 
-    Args:
-        batches: the share's images in order, (b, c, H, W) in [-1, 1] each.
-        share: their positions in the set; the first one is even.
-        count: images in the whole set.
-        label: of the progress bar.
-        faces: they are drawn faces; where they are large enough, measure how far their parts disagree.
-        extractor: also extract features.
-        device: computes the statistics.
-        show: show the progress bar.
+    `batches` holds the images at the positions `share`, the first of which is even: (b, c, H, W) in [-1, 1] each. Drawn
+    `faces` are also measured for disagreement if they are RGB and large enough. `label` is that of the progress bar.
     """
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
     vectors: dict[str, list[Tensor]] = defaultdict(list)
@@ -130,9 +123,8 @@ def collect(
             cut = images[: max(0, sliced_wasserstein.MOST_PATCHES - position)]
             if len(cut):
                 patches = sliced_wasserstein.descriptors(cut, range(position, position + len(cut)), count)
-                for (height, width), level in zip(sliced_wasserstein.levels(*images.shape[2:]), patches, strict=True):
-                    name = f"{height} px" if height == width else f"{height} x {width} px"
-                    vectors[PATCHES + name].append(level)
+                for size, level in patches.items():
+                    vectors[PATCHES + size].append(level)
             if extractor is not None:
                 vectors[FEATURES].append(extractor(pixels))
             position += len(images)
@@ -142,12 +134,9 @@ def collect(
 
 
 class Figure(NamedTuple):
-    """One line of the table.
+    """One line of the table: values of the samples, alone or compared with real images, and of the real images alone.
 
-    Attributes:
-        name: begins with, or contains, a key of `DEFINITIONS`.
-        samples: the value of the samples, alone or compared with the real images.
-        data: the value of the real images alone; None for a comparison.
+    `name` contains a key of `DEFINITIONS`.
     """
 
     name: str
@@ -156,12 +145,9 @@ class Figure(NamedTuple):
 
 
 def figures(samples: ImageStatistics | None, data: ImageStatistics, patch_divider: int) -> list[Figure]:
-    """Compute every figure that the statistics allow.
+    """Compute every figure that the statistics allow, with seams on the grid of N x N patches, N = `patch_divider`.
 
-    Args:
-        samples: of the generated images; None: only the real ones are described.
-        data: of the real images, of the same size.
-        patch_divider: N of the grid whose borders may show seams; divides the sides of the images.
+    Without samples, the figures describe the data alone. N must divide the sides of the images.
     """
     real = _of_one_set(data, patch_divider)
     if samples is None:
@@ -180,7 +166,7 @@ def figures(samples: ImageStatistics | None, data: ImageStatistics, patch_divide
 
 
 def _of_one_set(statistics: ImageStatistics, patch_divider: int) -> dict[str, float]:
-    """The figures that describe one set without the other."""
+    """The figures of one set alone."""
     sums, values = statistics.sums, {}
     if patch_divider > 1:
         profile = (sums[PROFILE_ROWS] / statistics.count, sums[PROFILE_COLUMNS] / statistics.count)

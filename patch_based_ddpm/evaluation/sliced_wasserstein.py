@@ -65,29 +65,28 @@ def _blur(images: Tensor) -> Tensor:
     return separable_filter(F.pad(images, (2, 2, 2, 2), mode="reflect"), BINOMIAL)
 
 
-def descriptors(images: Tensor, positions: range, count: int) -> list[Tensor]:
-    """Cut random patches out of every level of the pyramid.
+def descriptors(images: Tensor, positions: range, count: int) -> dict[str, Tensor]:
+    """Cut random patches out of every level of the pyramid: by its size, (b*k, d) float16 on the CPU.
 
     Args:
         images: (b, c, H, W), 16 pixels a side or more; b is at least 1.
         positions: of the images in their set; they alone decide where the patches lie.
         count: images in the set; the more there are, the fewer patches are cut from each.
-
-    Returns:
-        For each of `levels`, (b*k, d) float16 on the CPU.
     """
     k = max(1, min(MOST_PATCHES_PER_IMAGE, MOST_PATCHES // count))
     generators = [generator(SEED, Purpose.CUT, position) for position in positions]
     image = torch.arange(len(images))[:, None, None, None]
-    cut = []
+    cut = {}
     for level in laplacian_pyramid(images.float()):
+        height, width = level.shape[2:]
         y, x = (
             torch.stack([torch.randint(side - PATCH + 1, (k, 1), generator=g) for g in generators])
             + torch.arange(PATCH)
-            for side in level.shape[2:]
+            for side in (height, width)
         )  # (b, k, 7) each
         patches = level[image, :, y[..., :, None], x[..., None, :]]  # (b, k, 7, 7, c)
-        cut.append(rearrange(patches, "b k h w c -> (b k) (c h w)").half().cpu())
+        size = f"{height} px" if height == width else f"{height} x {width} px"
+        cut[size] = rearrange(patches, "b k h w c -> (b k) (c h w)").half().cpu()
     return cut
 
 

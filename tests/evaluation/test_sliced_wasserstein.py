@@ -84,26 +84,26 @@ def test_a_level_by_hand():
 def test_descriptors_are_patches_of_the_image_and_depend_on_its_position_alone(monkeypatch):
     monkeypatch.setattr(sliced_wasserstein, "MOST_PATCHES", 24)
     pictures = torch.randn(6, 2, 16, 20).half().float()
-    (cut,) = descriptors(pictures, range(6), 6)
+    (cut,) = descriptors(pictures, range(6), 6).values()
     assert cut.shape == (6 * 4, 2 * 49)
     windows = pictures.unfold(2, 7, 1).unfold(3, 7, 1)  # (6, 2, 10, 14, 7, 7)
     for number, patch in enumerate(cut.float().reshape(24, 2, 1, 1, 7, 7)):
         assert (windows[number // 4] == patch).all(dim=(0, 3, 4)).sum() == 1
-    (first,), (rest,) = descriptors(pictures[:2], range(2), 6), descriptors(pictures[2:], range(2, 6), 6)
-    assert torch.equal(torch.cat([first, rest]), cut)
+    shares = descriptors(pictures[:2], range(2), 6), descriptors(pictures[2:], range(2, 6), 6)
+    assert torch.equal(torch.cat([share["16 x 20 px"] for share in shares]), cut)
 
 
 def test_patches_come_from_everywhere():
     pictures = torch.arange(20.0).expand(2, 1, 16, 20)
-    (cut,) = descriptors(pictures, range(2), 2)
+    (cut,) = descriptors(pictures, range(2), 2).values()
     assert set(cut[:, 0].int().tolist()) == set(range(14))
     assert not torch.equal(*cut.split(128))  # of equal images, at different places
 
 
 def test_the_number_of_patches_is_bounded():
     pictures = torch.zeros(1, 1, 16, 16)
-    cut = [descriptors(pictures, range(1), count) for count in (1, 1024, 2048, 10**4, 10**6)]
-    assert [len(level) for (level,) in cut] == [128, 128, 64, 13, 1]
+    cut = [descriptors(pictures, range(1), count)["16 px"] for count in (1, 1024, 2048, 10**4, 10**6)]
+    assert [*map(len, cut)] == [128, 128, 64, 13, 1]
 
 
 def test_each_channel_is_normalised_over_the_whole_set():
@@ -120,8 +120,8 @@ def test_degraded_sets_are_told_apart_at_the_right_level(monkeypatch):
     theirs = descriptors(real, range(200), 200)
 
     def swd(generated):
-        pairs = zip(descriptors(generated, range(200), 200), theirs, strict=True)
-        return [1000 * distance(normalise(a), normalise(b)) for a, b in pairs]
+        ours = descriptors(generated, range(200), 200)
+        return [1000 * distance(normalise(ours[size]), normalise(theirs[size])) for size in theirs]
 
     assert swd(real) == [0, 0, 0]
     floor = swd(others)
