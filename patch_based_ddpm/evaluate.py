@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator = command_line.start_accelerator()
     samples = _samples(args, accelerator)
     height, width = samples.shape[1:]
-    sliced_wasserstein.levels(height, width)  # refuses images that are too small
+    sliced_wasserstein.check_size(height, width)
     N = samples.patch_divider
     if height % N or width % N:
         raise InputError(f"--patch-divider is {N}; it must divide both sides, {height} and {width}.")
@@ -111,7 +111,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--config", metavar="FILE", help="configuration: of a published checkpoint, or of --data without samples"
     )
     count = {"type": command_line.positive_int, "metavar": "N"}
-    parser.add_argument("--n-samples", **count, help=f"to draw from --ckpt (default: {COUNT})")
+    parser.add_argument("--n-samples", default=COUNT, **count, help=f"to draw from --ckpt (default: {COUNT})")
     parser.add_argument(
         "--data-count", default=COUNT, **count, help=f"real images, chosen at random (default: {COUNT} or all)"
     )
@@ -139,7 +139,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.ckpt is None and unused:
         parser.error(f"--{unused[0].replace('_', '-')} goes with --ckpt")
     sampling.check_flags(args)
-    args.n_samples = args.n_samples or COUNT
     return args
 
 

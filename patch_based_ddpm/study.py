@@ -1,6 +1,6 @@
 """Compare models and samplers, from training to tables: `python -m patch_based_ddpm.study --config FILE`.
 
-The same command continues an interrupted study; several processes of it share the work.
+The same command continues an interrupted study; processes that are started with it at once share the work.
 """
 
 from __future__ import annotations

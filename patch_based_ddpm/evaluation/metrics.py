@@ -31,8 +31,7 @@ DEFINITIONS = {
     "shifted grid": "the same with the grid moved by half a patch, where no border is: the control",
     "SWD x 10^3": "sliced Wasserstein distance between patches of 7 x 7 at each level of a Laplacian pyramid; lower is "
     "closer",
-    "MS-SSIM": "mean multi-scale structural similarity of random pairs within a set; lower than that of real images is "
-    "more diverse, higher is less",
+    "MS-SSIM": "mean multi-scale structural similarity of random pairs within a set; the lower, the more diverse it is",
     "disagreement": "mean absolute difference, on the scale [-1, 1], between parts of a drawn face that must agree",
     "FID": "Fréchet distance of Inception's features",
     "KID x 10^3": "kernel distance of Inception's features",

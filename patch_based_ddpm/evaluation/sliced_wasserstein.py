@@ -25,29 +25,20 @@ MOST_PATCHES = 2**17  # of a set at each level: 37 MiB of RGB in half precision
 SEED = 0
 
 
-def levels(height: int, width: int) -> list[tuple[int, int]]:
-    """The sizes (H, W) of the pyramid's levels: the image's, then halves of it that are at least 16 pixels a side.
-
-    Raises:
-        InputError: the image is smaller.
-    """
+def check_size(height: int, width: int) -> None:
+    """Refuse images that are too small for a pyramid, with an InputError."""
     if min(height, width) < SMALLEST_SIDE:
         raise InputError(f"the images are {height} x {width} pixels; each side must be {SMALLEST_SIDE} or more.")
-    sizes = []
-    while min(height, width) >= SMALLEST_SIDE:
-        sizes.append((height, width))
-        height, width = (height + 1) // 2, (width + 1) // 2
-    return sizes
 
 
 def laplacian_pyramid(images: Tensor) -> list[Tensor]:
-    """Split images (b, c, H, W) into one frequency band for each of `levels`, finest first.
+    """Split images (b, c, H, W) into frequency bands, finest first; each half as large, down to 16 pixels a side.
 
     Each band holds the details that the next, coarser one lacks: bands that are enlarged and added up, from the
     coarsest on, are the images. Source: Burt and Adelson 1983, the 5 x 5 binomial filter.
     """
     pyramid = []
-    for _ in levels(*images.shape[2:])[1:]:
+    while (min(images.shape[2:]) + 1) // 2 >= SMALLEST_SIDE:
         smaller = _blur(images)[:, :, ::2, ::2]
         pyramid.append(images - enlarge(smaller, *images.shape[2:]))
         images = smaller

@@ -98,7 +98,7 @@ class StudyConfig(ConfigFile):
                 SamplerConfig(name=sampler, steps=steps).resolve(self.diffusion.timesteps)
             except InputError as error:
                 raise InputError(f"section study: {error}") from None
-        sliced_wasserstein.levels(*self.model.image_shape)
+        sliced_wasserstein.check_size(*self.model.image_shape)
         self.models()  # builds, and thereby checks, the configuration of each
 
     @property

@@ -1,4 +1,4 @@
-"""The results of a study as JSON data, the content of study.json, and as Markdown tables made from these data alone."""
+"""The results of a study: the content of study.json, and Markdown tables that are made from it alone."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from patch_based_ddpm.evaluation.metrics import DEFINITIONS
 from patch_based_ddpm.planning.live_memory import MIB
 from patch_based_ddpm.studies.config import StudyConfig
 
-SWD, SEAM, SHIFTED = "SWD x 10^3, mean", "seam ratio, {0} x {0}", "seam ratio, {0} x {0}, shifted grid"
-QUALITY = {  # column: name of the figure, decimals
+SWD = "SWD x 10^3, mean"
+QUALITY = {  # column: name of the figure on the grid of N x N patches, decimals
     "SWD x 10^3": (SWD, 1),
-    "seam ratio": (SEAM, 3),
-    "shifted grid": (SHIFTED, 3),
+    "seam ratio": ("seam ratio, {N} x {N}", 3),
+    "shifted grid": ("seam ratio, {N} x {N}, shifted grid", 3),
     "disagreement": ("disagreement", 4),
     "MS-SSIM": ("MS-SSIM", 3),
 }
@@ -93,9 +93,9 @@ def _picture(name: str, rows: Iterable[str], study: dict[str, Any]) -> list[str]
 
 
 def fastest(report: dict[str, Any]) -> dict[str, Any] | None:
-    """The row of samplers with the fewest steps whose SWD is at most `TOLERANCE` times the baseline's; None without it.
+    """The row of samplers with the fewest steps that is as close to real faces as the baseline; None without one.
 
-    Each run's SWD is divided by the same run's with the baseline; their mean counts.
+    As close means: each run's SWD over that of the same run with the baseline is at most `TOLERANCE` on average.
     """
     if _baseline(report) is None:
         return None
@@ -154,7 +154,8 @@ def _table(columns: list[str], rows: list[tuple[list[str], Measured]], real: Mea
 def _quality(measured: Measured) -> Iterator[str]:
     """A cell for each figure."""
     for name, decimals in QUALITY.values():
-        values = [figures[name.format(N)]["samples"] for N, figures in measured if name.format(N) in figures]
+        named = ((name.format(N=N), figures) for N, figures in measured)
+        values = [figures[name]["samples"] for name, figures in named if name in figures]
         finite = [value for value in values if value is not None]
         yield _cell(finite, decimals) + (f" [{len(finite)} of {len(values)}]" if len(finite) < len(values) else "")
 

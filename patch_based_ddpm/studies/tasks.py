@@ -43,7 +43,7 @@ class Task(NamedTuple):
 
     Attributes:
         name: of its files.
-        lock: held meanwhile: the name of the run, to whose folder one process at a time may write.
+        lock: the name of the run; one process at a time may write to its folder.
         settings: JSON data of everything that the result depends on.
         measure: returns the result as JSON data, and the first images, uint8 (H, W, 3) each.
     """
@@ -96,18 +96,16 @@ class Tasks:
         return Task("real", "real", {"shape": [*self.shape], **self.counts, "patch_dividers": [*dividers]}, measure)
 
     def _run(self, name: str, run: Run, sampler: str, steps: int) -> Task:
-        """Train a run unless it is trained, draw its samples with a sampler, and measure them."""
+        """Train a run, draw its samples with a sampler, and measure them."""
         settings = {**_with_effect(run.config), "sampler": sampler, "steps": steps, **self.counts}
 
         def measure() -> tuple[dict[str, Any], list[np.ndarray]]:
-            self._train(run)
             folder = self._draw(run, sampler, steps)
             images = image_sets.open_samples(folder, leave_out=GRID_NAME)
             # The folder may hold more images, drawn when study.samples was larger.
             images = replace(images, indexes=image_sets.shuffled(self.study.samples, self.study.samples))
-            figures = metrics.figures(
-                self._collect("samples", images), self._real_faces, run.config.model.patch_divider
-            )
+            statistics = self._collect("samples", images)
+            figures = metrics.figures(statistics, self._real_faces, run.config.model.patch_divider)
             memory = {"memory": self._memory(run.config)} if name == run.name else {}
             strip = [np.array(Image.open(folder / f"{seed:06d}.png")) for seed in range(self.columns)]
             return {**memory, "figures": metrics.as_json(figures)}, strip
@@ -161,7 +159,7 @@ class Tasks:
         return None
 
     def kept(self, task: Task) -> dict[str, Any] | None:
-        """The result of a task; None if there is none yet, or it was measured with other settings."""
+        """The result of a task; None if there is none, or only one with other settings."""
         try:
             held = json.loads((self.results / f"{task.name}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -181,16 +179,13 @@ class Tasks:
         """The picture of a task's first images, side by side."""
         return self.results / f"{name}.png"
 
-    def _train(self, run: Run) -> None:
-        if run.folder.checkpoint(run.config.trainer.train_num_steps).exists():
-            return
-        run.folder.create()
-        with explain_os_error(f"{run.folder.config} cannot be written"):
-            run.config.save(run.folder.config)
-        self.train(["--config", str(run.folder.config), "--resume", "latest"])
-
     def _draw(self, run: Run, sampler: str, steps: int) -> Path:
-        """Draw the samples that are missing, and return the folder."""
+        """Train a run unless it is trained, draw the samples that are missing, and return their folder."""
+        if not run.folder.checkpoint(run.config.trainer.train_num_steps).exists():
+            run.folder.create()
+            with explain_os_error(f"{run.folder.config} cannot be written"):
+                run.config.save(run.folder.config)
+            self.train(["--config", str(run.folder.config), "--resume", "latest"])
         folder = run.folder.root / "samples" / f"{sampler}-{steps}"
         where = ["--ckpt", run.folder.last_checkpoint, "--out-dir", folder, "--n-samples", self.study.samples]
         how = ["--sampler", sampler, "--steps", steps, "--batch-size", run.config.trainer.train_batch_size]

@@ -8,11 +8,11 @@ from torch.nn import functional as F
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.evaluation import sliced_wasserstein
 from patch_based_ddpm.evaluation.sliced_wasserstein import (
+    check_size,
     descriptors,
     distance,
     enlarge,
     laplacian_pyramid,
-    levels,
     normalise,
 )
 from patch_based_ddpm.model import patches
@@ -45,19 +45,26 @@ def test_of_a_larger_cloud_the_quantiles_are_compared():
     assert distance(cloud.repeat(3, 1) + 1, cloud) == pytest.approx(distance(cloud + 1, cloud), rel=1e-4)
 
 
-def test_levels():
-    assert levels(128, 128) == [(128, 128), (64, 64), (32, 32), (16, 16)]
-    assert levels(16, 40) == [(16, 40)]
-    assert levels(33, 64) == [(33, 64), (17, 32)]
+def test_small_images_are_refused():
+    check_size(16, 64)
     with pytest.raises(InputError, match="15 x 64 pixels; each side must be 16 or more"):
-        levels(15, 64)
+        check_size(15, 64)
 
 
-@pytest.mark.parametrize("shape", [(64, 64), (33, 50)])
-def test_a_pyramid_adds_up_to_its_image(shape):
-    pictures = torch.randn(2, 3, *shape)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [(128, 128), (64, 64), (32, 32), (16, 16)],
+        [(16, 40)],
+        [(30, 64)],
+        [(31, 64), (16, 32)],
+        [(33, 50), (17, 25)],
+    ],
+)
+def test_a_pyramid_adds_up_to_its_image(sizes):
+    pictures = torch.randn(2, 3, *sizes[0])
     pyramid = laplacian_pyramid(pictures)
-    assert [tuple(level.shape[2:]) for level in pyramid] == levels(*shape)
+    assert [tuple(level.shape[2:]) for level in pyramid] == sizes
     total = pyramid[-1]
     for level in pyramid[-2::-1]:
         total = level + enlarge(total, *level.shape[2:])
