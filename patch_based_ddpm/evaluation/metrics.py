@@ -73,11 +73,13 @@ class ImageStatistics:
 
 def join(shares: Sequence[ImageStatistics]) -> ImageStatistics:
     """The statistics of a set, from those of its shares in order."""
-    first, *_ = shares = [share for share in shares if share.count]
-    sums = {name: sum(share.sums[name] for share in shares) for name in first.sums}
+    shares = [share for share in shares if share.count]
+    sums = {name: sum(share.sums[name] for share in shares) for name in shares[0].sums}
     # Patches are cut from the first images of a very large set alone, so a later share may have none.
-    parts = {name: [share.vectors[name] for share in shares if name in share.vectors] for name in first.vectors}
-    vectors = {name: torch.cat(tensors) for name, tensors in parts.items()}
+    vectors = {
+        name: torch.cat([share.vectors[name] for share in shares if name in share.vectors])
+        for name in shares[0].vectors
+    }
     return ImageStatistics(sum(share.count for share in shares), sums, vectors)
 
 
