@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
-from patch_based_ddpm import command_line
+from patch_based_ddpm import command_line, processes
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.data.sources import BUILTIN_FACES
 from patch_based_ddpm.errors import InputError, explain_os_error
-from patch_based_ddpm.evaluation import face_consistency, fid, image_sets, metrics, sliced_wasserstein
+from patch_based_ddpm.evaluation import fid, image_sets, metrics, sliced_wasserstein
 from patch_based_ddpm.evaluation.metrics import ImageStatistics
 from patch_based_ddpm.files import write_json
 from patch_based_ddpm.generation import options as sampling
@@ -31,7 +30,7 @@ Batches = Callable[[range], Iterable[Tensor]]  # the images at some positions of
 
 
 class _Samples(NamedTuple):
-    """The images to judge; without a count there are none, and only the data set is described."""
+    """The generated images; with the count None there are none, and the data set alone is described."""
 
     shape: tuple[int, int, int]
     patch_divider: int
@@ -45,42 +44,55 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
     accelerator = command_line.start_accelerator()
     samples = _samples(args, accelerator)
-    channels, height, width = samples.shape
-    sliced_wasserstein.levels(height, width)
+    height, width = samples.shape[1:]
+    sliced_wasserstein.check_size(height, width)
     N = samples.patch_divider
     if height % N or width % N:
         raise InputError(f"--patch-divider is {N}; it must divide both sides, {height} and {width}.")
     with explain_os_error(f"--cache-dir {str(args.cache_dir)!r} cannot be used"):
         args.cache_dir.mkdir(parents=True, exist_ok=True)
     on_bad_image = "stop" if samples.config is None else samples.config.trainer.on_bad_image
-    data, stamp = image_sets.open_data(args.data, samples.shape, args.data_count, args.cache_dir, on_bad_image)
+    data = image_sets.open_data(args.data, samples.shape, args.data_count, args.cache_dir, on_bad_image)
     extractor = None
     if args.fidelity:
         _check_fidelity(samples, len(data.indexes))
         with accelerator.local_main_process_first():  # one download serves all
             extractor = fid.Extractor(args.inception_weights, accelerator.device)
-    readable = channels == 3 and min(height, width) >= face_consistency.SMALLEST_SIDE
-    collect = partial(_collect, accelerator, faces=args.data == BUILTIN_FACES and readable, extractor=extractor)
 
-    key = json.dumps([stamp, extractor and extractor.stamp])
+    def collect(label: str, count: int, batches: Batches) -> ImageStatistics:
+        share = metrics.share_of(count, accelerator.process_index, accelerator.num_processes)
+        options = {"label": label, "faces": args.data == BUILTIN_FACES, "extractor": extractor}
+        options |= {"device": accelerator.device, "show": accelerator.is_main_process}
+        return metrics.join(processes.gather(metrics.collect(batches(share), share, count, **options)))
+
+    key = json.dumps([data.stamp(), extractor and extractor.stamp])
     cache = args.cache_dir / f"statistics-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
     real = ImageStatistics.load(cache) if accelerator.is_main_process else None
-    (cached,) = broadcast_object_list([real is not None])
-    if not cached:
+    if not processes.from_main(real is not None):
         real = collect("data", len(data.indexes), partial(data.batches, batch_size=args.batch_size))
         if accelerator.is_main_process:
-            _write(cache, real.save)
+            with explain_os_error(f"{cache} cannot be written"):
+                real.save(cache)
     generated = None if samples.count is None else collect("samples", samples.count, samples.batches)
     if accelerator.is_main_process:
         rows = metrics.figures(generated, real, N)
+        drawing = {} if args.ckpt is None else _sampling(args)
         print(metrics.table(rows, (samples.count, real.count)))
-        report = _report(args, samples, real.count, cache, rows)
+        report = {
+            "samples": samples.count and {"source": str(args.samples or args.ckpt), "count": samples.count, **drawing},
+            "data": {"source": args.data, "count": real.count, "statistics": str(cache)},
+            "image_shape": samples.shape,
+            "patch_divider": N,
+            "figures": metrics.as_json(rows),
+            "definitions": metrics.DEFINITIONS,
+        }
         if args.out is not None:
-            _write(args.out, partial(write_json, content=report))
+            with explain_os_error(f"{args.out} cannot be written"):
+                args.out.parent.mkdir(parents=True, exist_ok=True)
+                write_json(args.out, report)
             print(f"\nEvery figure and what it means is in {args.out}.")
         if args.wandb:
-            values = {row.name: row.data if row.samples is None else row.samples for row in rows}
-            scalars = {name: value for name, value in values.items() if value is not None}
+            scalars = {row.name: row.data if row.samples is None else row.samples for row in rows}
             project = samples.config and samples.config.trainer.wandb_project
             tracking.record(report, scalars, project=project, folder=args.cache_dir)
     accelerator.end_training()
@@ -99,7 +111,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--config", metavar="FILE", help="configuration: of a published checkpoint, or of --data without samples"
     )
     count = {"type": command_line.positive_int, "metavar": "N"}
-    parser.add_argument("--n-samples", **count, help=f"to draw from --ckpt (default: {COUNT})")
+    parser.add_argument("--n-samples", default=COUNT, **count, help=f"to draw from --ckpt (default: {COUNT})")
     parser.add_argument(
         "--data-count", default=COUNT, **count, help=f"real images, chosen at random (default: {COUNT} or all)"
     )
@@ -127,12 +139,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.ckpt is None and unused:
         parser.error(f"--{unused[0].replace('_', '-')} goes with --ckpt")
     sampling.check_flags(args)
-    args.n_samples = args.n_samples or COUNT
     return args
 
 
 def _sampling(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags that say how to draw; --batch-size is for reading files, too."""
+    """The values of the flags of sampling, without --batch-size, which is for reading files, too."""
     flags = argparse.ArgumentParser()
     sampling.add_flags(flags)
     return {name: getattr(args, name) for name in vars(flags.parse_args([])) if name != "batch_size"}
@@ -157,7 +168,7 @@ def _samples(args: argparse.Namespace, accelerator: Accelerator) -> _Samples:
 
 def _draw(diffusion: GaussianDiffusion, args: argparse.Namespace, show: bool, positions: range) -> Iterator[Tensor]:
     seeds = image_sets.shuffled(args.n_samples, args.n_samples)  # the order in which a folder's files are read
-    for start in range(positions.start, positions.stop, args.batch_size):
+    for start in positions[:: args.batch_size]:
         batch = seeds[start : min(start + args.batch_size, positions.stop)]
         images = sampling.draw_batch(diffusion, batch, args, show)
         for seed, image in zip(batch, images, strict=True):
@@ -171,41 +182,6 @@ def _check_fidelity(samples: _Samples, real: int) -> None:
     for name, count in (("samples", samples.count), ("real images", real)):
         if count is not None and count < fid.FEWEST_IMAGES:
             raise InputError(f"--fidelity needs at least {fid.FEWEST_IMAGES} {name}; there are {count}.")
-
-
-def _collect(
-    accelerator: Accelerator, label: str, count: int, batches: Batches, *, faces: bool, extractor: fid.Extractor | None
-) -> ImageStatistics | None:
-    """Collect the statistics of a set, each process of its own share; only the main process gets them."""
-    share = metrics.share_of(count, accelerator.process_index, accelerator.num_processes)
-    options = {"device": accelerator.device, "show": accelerator.is_main_process}
-    own = metrics.collect(batches(share), share, count, label=label, faces=faces, extractor=extractor, **options)
-    shares = gather_object([own])
-    return metrics.join(shares) if accelerator.is_main_process else None
-
-
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    with explain_os_error(f"{path} cannot be written"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(path)
-
-
-def _report(
-    args: argparse.Namespace, samples: _Samples, real: int, cache: Path, rows: list[metrics.Figure]
-) -> dict[str, Any]:
-    """The content of --out."""
-    judged = None
-    if samples.count is not None:
-        drawn = {} if args.ckpt is None else _sampling(args)
-        judged = {"source": str(args.samples or args.ckpt), "count": samples.count, **drawn}
-    return {
-        "samples": judged,
-        "data": {"source": args.data, "count": real, "statistics": str(cache)},
-        "image_shape": samples.shape,
-        "patch_divider": samples.patch_divider,
-        "figures": metrics.as_json(rows),
-        "definitions": metrics.DEFINITIONS,
-    }
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Compare models and samplers, from training to tables: `python -m patch_based_ddpm.study --config FILE`.
 
-Results are kept, so the same command continues an interrupted study, and the command started several times shares the
-work.
+The same command continues an interrupted study; processes that are started with it at once share the work.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ def _write(config: StudyConfig, tasks: Tasks, content: dict[str, Any]) -> None:
     first_runs = [config.runs(model)[0].name for model in config.models()]
     _save_grid(folder / "models.png", map(tasks.strip, ["real", *first_runs]))
     if pairs := config.study.sampler_steps:
-        run = config.runs(config.reference())[0]
+        run = config.runs(config.reference)[0]
         _save_grid(folder / "samplers.png", map(tasks.strip, ["real", *(run.sampled_by(*pair) for pair in pairs)]))
     if command_line.can_plot(folder / "study.png"):
         save_plot(content, folder / "study.png")

@@ -165,7 +165,7 @@ def test_a_run_is_judged_as_by_evaluate(finished, tmp_path, monkeypatch, row, N)
     judged = json.loads((tmp_path / "out.json").read_text())
     (only,) = report["models"][row]["runs"]
     assert only["figures"] == judged["figures"]
-    config = StudyConfig.load(folder / "study_config.json").models()[row].config
+    config = StudyConfig.load(folder / "study_config.json").models()[MODELS[row]]
     one = {"batch_size": 1, "patch_batch_size": 1}
     planned = {
         "training": planner.training_peak(config, **one, precision="bf16"),

@@ -1,15 +1,5 @@
 """The figure "disagreement": how far the parts of a drawn face contradict one another across patches.
 
-It compares the mean colours of fixed regions of the image:
-
-    background   same hue left and right, same colour top and bottom
-    lighting     one side brighter than the other by the same factor at the top and at the bottom
-    skin         same colour left and right, on the forehead and on the cheeks
-    hair         same colour left and right
-    eyes         same colour left and right
-    glasses      the same left and right
-    clothes      same colour left and right
-
 Shapes: `b` images, `H W` image. Coordinates u, v: see `data/faces.py`.
 """
 
@@ -20,8 +10,6 @@ from torch import Tensor
 from patch_based_ddpm.data.faces import coordinates
 
 SMALLEST_SIDE = 32  # pixels; every region then holds the centre of at least one pixel
-
-
 # Pairs of mirrored rectangles: inner < |u| < outer, top < v < bottom. On every face the first five pairs, enlarged by
 # half a pixel, show only the part that they are named after; the others also show surroundings, which are symmetric.
 REGIONS = {
@@ -43,25 +31,16 @@ def disagreement(images: Tensor) -> dict[str, Tensor]:
         images: (b, 3, H, W) in [-1, 1], each side 32 pixels or more.
 
     Returns:
-        For each attribute of the module's docstring, (b,): the mean absolute difference between regions that must
-        agree, in units of the [-1, 1] scale. Up to rounding, 0 for every drawn face and its mirror image.
-
-    Raises:
-        ValueError: the images have another shape, or are too small.
+        By attribute, (b,): the mean absolute difference between the mean colours of regions that must agree, on the
+        scale [-1, 1]. Up to rounding, 0 for every drawn face and its mirror image.
     """
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"The images have shape {tuple(images.shape)}; it must be (b, 3, H, W).")
-    height, width = images.shape[2:]
-    if min(height, width) < SMALLEST_SIDE:
-        raise ValueError(f"The images are {height} x {width} pixels; each side must be {SMALLEST_SIDE} or more.")
-    u, v, _ = coordinates(height, width)
+    u, v, _ = coordinates(*images.shape[2:])
 
     def colours(name: str) -> tuple[Tensor, Tensor]:
         inner, outer, top, bottom = REGIONS[name]
         band = images[:, :, torch.from_numpy((v > top) & (v < bottom))].float()
         sides = (torch.from_numpy((side > inner) & (side < outer)) for side in (-u, u))
-        left, right = (band[..., side].mean((2, 3)) for side in sides)
-        return left, right  # (b, 3) each
+        return tuple(band[..., side].mean((2, 3)) for side in sides)  # left and right, (b, 3) each
 
     background = [colours(f"background {place}") for place in ("top", "bottom")]
     top, bottom = ((left + right) / 2 for left, right in background)  # without the gradient of the lighting
@@ -70,7 +49,7 @@ def disagreement(images: Tensor) -> dict[str, Tensor]:
     forehead, cheeks, rims = colours("forehead"), colours("cheeks"), colours("lower rims")
     skin = [forehead, cheeks, (forehead[0], cheeks[0]), (forehead[1], cheeks[1])]
     return {
-        "background": torch.stack([_difference(top, bottom), *hues]).mean(0),
+        "background": torch.stack([_difference(top, bottom), *hues]).mean(0),  # same colour, same hue left and right
         "lighting": _difference(light_top, light_bottom) * ((top + bottom) / 2 + 1).mean(1),
         "skin": torch.stack([_difference(*pair) for pair in skin]).mean(0),
         "hair": _difference(*colours("hair")),
@@ -89,7 +68,7 @@ def _brightness(colour: Tensor) -> Tensor:
 
 
 def _light(left: Tensor, right: Tensor) -> Tensor:
-    """The gradient of the lighting: by which factor, less one, the right is brighter than the centre."""
+    """The gradient of the lighting: brightness on the right over that of the centre, minus 1."""
     left, right = _brightness(left), _brightness(right)
     return (right - left) / (right + left)
 

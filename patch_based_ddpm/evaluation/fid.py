@@ -20,18 +20,17 @@ ROWS_AT_A_TIME = 1024  # of the matrix of distances
 
 
 class Extractor:
-    """The network that turns images into features.
+    """torch-fidelity's Inception network, which turns images into features.
 
     Args:
         weights: a file with the network's weights; None: torch-fidelity downloads the official ones.
         device: where the network goes.
-        name: the network, by the name under which torch-fidelity knows it.
 
     Raises:
         InputError: torch-fidelity is not installed, or the weights do not fit, hold code, or cannot be downloaded.
     """
 
-    def __init__(self, weights: Path | None, device: torch.device | str, name: str = INCEPTION) -> None:
+    def __init__(self, weights: Path | None, device: torch.device | str) -> None:
         try:
             import torch_fidelity
             from torch_fidelity import registry, utils
@@ -42,20 +41,19 @@ class Extractor:
             ) from None
         if weights is not None:
             _refuse_code(weights)
-        layer = registry.FEATURE_EXTRACTORS_REGISTRY[name].get_default_feature_layer_for_metric("fid")
-        options = {"feature_extractor_weights_path": None if weights is None else str(weights)}
+        layer = registry.FEATURE_EXTRACTORS_REGISTRY[INCEPTION].get_default_feature_layer_for_metric("fid")
+        options = {"feature_extractor_weights_path": weights and str(weights)}
         try:
             with explain_os_error(
                 "the weights of Inception cannot be downloaded", "; give --inception-weights a file of them"
             ):
-                network = utils.create_feature_extractor(name, [layer], cuda=False, verbose=False, **options)
+                network = utils.create_feature_extractor(INCEPTION, [layer], cuda=False, verbose=False, **options)
         except RuntimeError:
-            source = "the downloaded file" if weights is None else weights
+            source = weights or "the downloaded file"
             raise InputError(f"{source} does not hold the weights of torch-fidelity's Inception network.") from None
-        self.network = network.to(device)
-        self.device = device
-        digest = None if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest()
-        self.stamp = [name, layer, torch_fidelity.__version__, digest]
+        self.network, self.device = network.to(device), device
+        digest = weights and hashlib.sha256(weights.read_bytes()).hexdigest()
+        self.stamp = [INCEPTION, layer, torch_fidelity.__version__, digest]
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
@@ -78,15 +76,14 @@ def compare(generated: Tensor, real: Tensor) -> dict[str, float]:
     """Compare two sets by their features.
 
     Args:
-        generated: (m, f) float32 on the CPU, m at least 4.
-        real: (m', f), m' at least 4.
+        generated: (m, f) float32 on the CPU; both sets have 4 images or more.
+        real: (m', f).
 
     Returns:
-        `FID`, the Fréchet distance of the Gaussians with the sets' means and covariances; `KID x 10^3`, the mean over
-        100 pairs of random subsets of up to 1000 images, always the same ones; `precision`, the share of generated
-        images in the neighbourhood of a real one, and `recall`, the reverse.
-
-    Source: Heusel et al. 2017; Bińkowski et al. 2018; Kynkäänniemi et al. 2019, here over Inception's features.
+        `FID`, the Fréchet distance of the Gaussians with the sets' means and covariances (Heusel et al. 2017);
+        `KID x 10^3`, the mean over 100 pairs of random subsets of up to 1000 images, always the same ones (Bińkowski
+        et al. 2018); `precision`, the share of generated images in the neighbourhood of a real one, and `recall`, the
+        share of real images in that of a generated one (Kynkäänniemi et al. 2019, here over Inception's features).
     """
     from torch_fidelity import metric_fid, metric_kid, metric_prc
 

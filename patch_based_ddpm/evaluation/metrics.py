@@ -1,7 +1,6 @@
-"""The figures that compare two sets of images, and the statistics of each set that they are computed from.
+"""The figures that compare two sets of images, and the statistics of each set from which they are computed.
 
-`collect` takes the statistics in one pass over a set, each process of its own share; `join` puts the shares together.
-`figures` computes the figures from the statistics of both sets, and `table` shows them.
+`collect` reads a set, each process its own share; `join` puts the shares together; `figures` compares two sets.
 
 Shapes: `b` images, `m` vectors, `d` values of a vector, `c` channels, `H W` image.
 """
@@ -20,7 +19,7 @@ from tqdm.auto import tqdm
 
 from patch_based_ddpm.data import dataset
 from patch_based_ddpm.evaluation import fid, sliced_wasserstein
-from patch_based_ddpm.evaluation.face_consistency import disagreement
+from patch_based_ddpm.evaluation.face_consistency import SMALLEST_SIDE, disagreement
 from patch_based_ddpm.evaluation.ms_ssim import ms_ssim
 from patch_based_ddpm.evaluation.seams import contrast, profiles
 from patch_based_ddpm.files import atomic_write
@@ -32,8 +31,7 @@ DEFINITIONS = {
     "shifted grid": "the same with the grid moved by half a patch, where no border is: the control",
     "SWD x 10^3": "sliced Wasserstein distance between patches of 7 x 7 at each level of a Laplacian pyramid; lower is "
     "closer",
-    "MS-SSIM": "mean multi-scale structural similarity of random pairs within a set; lower than that of real images is "
-    "more diverse, higher is less",
+    "MS-SSIM": "mean multi-scale structural similarity of random pairs within a set; the lower, the more diverse it is",
     "disagreement": "mean absolute difference, on the scale [-1, 1], between parts of a drawn face that must agree",
     "FID": "Fréchet distance of Inception's features",
     "KID x 10^3": "kernel distance of Inception's features",
@@ -52,7 +50,7 @@ class ImageStatistics:
     Attributes:
         count: number of images.
         sums: over images or pairs of images; float64, on the CPU.
-        vectors: (m, d) each, one or more of every image in the order of the set; on the CPU.
+        vectors: (m, d) each, in the order of the images; on the CPU.
     """
 
     count: int
@@ -77,7 +75,8 @@ def join(shares: Sequence[ImageStatistics]) -> ImageStatistics:
     """The statistics of a set, from those of its shares in order."""
     shares = [share for share in shares if share.count]
     sums = {name: sum(share.sums[name] for share in shares) for name in shares[0].sums}
-    vectors = {  # only the first images of a very large set have patches, so a later share may have none
+    # Patches are cut from the first images of a very large set alone, so a later share may have none.
+    vectors = {
         name: torch.cat([share.vectors[name] for share in shares if name in share.vectors])
         for name in shares[0].vectors
     }
@@ -101,39 +100,32 @@ def collect(
     device: torch.device | str = "cpu",
     show: bool = True,
 ) -> ImageStatistics:
-    """Collect the statistics of a share of a set.
+    """Collect the statistics of a share of a set of `count` images.
 
-    Args:
-        batches: the share's images in order, (b, c, H, W) in [-1, 1] each.
-        share: their positions in the set; the first one is even.
-        count: images in the whole set.
-        label: of the progress bar.
-        faces: also measure how far the parts of drawn faces disagree.
-        extractor: also extract features.
-        device: does the computation.
-        show: whether there is a progress bar.
+    `batches` holds the images at the positions `share`, the first of which is even: (b, c, H, W) in [-1, 1] each. Drawn
+    `faces` are also measured for disagreement if they are RGB and large enough. `label` is that of the progress bar.
     """
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
     vectors: dict[str, list[Tensor]] = defaultdict(list)
     position, unpaired = share.start, []
     with tqdm(total=len(share), desc=label, unit="image", disable=not show, dynamic_ncols=True) as bar:
         for batch in batches:
-            pixels = dataset.to_uint8(batch.to(device))  # images count as a file would hold them
+            pixels = dataset.to_uint8(batch.to(device))  # as a file would hold them
             images = dataset.to_float(pixels)
             pairs = torch.cat([*unpaired, images])  # positions 2i and 2i + 1 may come in different batches
             even = len(pairs) // 2 * 2
             unpaired = [pairs[even:]]
             values = dict(zip((PROFILE_ROWS, PROFILE_COLUMNS), profiles(images)))
             values |= {MS_SSIM: ms_ssim(pairs[:even:2], pairs[1:even:2]), PAIRS: torch.ones(even // 2)}
-            if faces:
+            if faces and images.shape[1] == 3 and min(images.shape[2:]) >= SMALLEST_SIDE:
                 values |= {DISAGREEMENT + part: value for part, value in disagreement(images).items()}
             for name, value in values.items():
                 sums[name] = sums[name] + value.double().sum(0).cpu()
             cut = images[: max(0, sliced_wasserstein.MOST_PATCHES - position)]
             if len(cut):
                 patches = sliced_wasserstein.descriptors(cut, range(position, position + len(cut)), count)
-                for size, level in zip(sliced_wasserstein.levels(*images.shape[2:]), patches, strict=True):
-                    vectors[PATCHES + _level_name(*size)].append(level)
+                for size, level in patches.items():
+                    vectors[PATCHES + size].append(level)
             if extractor is not None:
                 vectors[FEATURES].append(extractor(pixels))
             position += len(images)
@@ -142,18 +134,10 @@ def collect(
     return ImageStatistics(position - share.start, dict(sums), joined)
 
 
-def _level_name(height: int, width: int) -> str:
-    """The name of a pyramid's level: its side, or its height and width."""
-    return f"{height} px" if height == width else f"{height} x {width} px"
-
-
 class Figure(NamedTuple):
-    """One line of the table.
+    """One line of the table: values of the samples, alone or compared with real images, and of the real images alone.
 
-    Attributes:
-        name: begins with, or contains, a key of `DEFINITIONS`.
-        samples: the value of the samples, alone or compared with the real images.
-        data: the value of the real images alone; None for a comparison.
+    `name` contains a key of `DEFINITIONS`.
     """
 
     name: str
@@ -162,15 +146,9 @@ class Figure(NamedTuple):
 
 
 def figures(samples: ImageStatistics | None, data: ImageStatistics, patch_divider: int) -> list[Figure]:
-    """Compute every figure that the statistics allow.
+    """Compute every figure that the statistics allow, with seams on the grid of N x N patches, N = `patch_divider`.
 
-    Args:
-        samples: of the generated images; None: only the real ones are described.
-        data: of the real images, of the same size.
-        patch_divider: N of the grid whose borders may show seams; 1 has none.
-
-    Raises:
-        InputError: N does not divide the sides of the images.
+    Without samples, the figures describe the data alone. N must divide the sides of the images.
     """
     real = _of_one_set(data, patch_divider)
     if samples is None:
@@ -189,7 +167,7 @@ def figures(samples: ImageStatistics | None, data: ImageStatistics, patch_divide
 
 
 def _of_one_set(statistics: ImageStatistics, patch_divider: int) -> dict[str, float]:
-    """The figures that describe one set without the other."""
+    """The figures of one set alone."""
     sums, values = statistics.sums, {}
     if patch_divider > 1:
         profile = (sums[PROFILE_ROWS] / statistics.count, sums[PROFILE_COLUMNS] / statistics.count)
@@ -207,9 +185,7 @@ def _of_one_set(statistics: ImageStatistics, patch_divider: int) -> dict[str, fl
 def _sliced_wasserstein(samples: ImageStatistics, data: ImageStatistics) -> dict[str, float]:
     distances = {}
     for name in (name for name in data.vectors if name.startswith(PATCHES)):
-        clouds = [one.vectors[name] for one in (samples, data)]
-        channels = clouds[0].shape[1] // sliced_wasserstein.PATCH**2
-        clouds = [sliced_wasserstein.normalise(cloud, channels) for cloud in clouds]
+        clouds = (sliced_wasserstein.normalise(one.vectors[name]) for one in (samples, data))
         distances[name.replace(PATCHES, "SWD x 10^3, ")] = 1000 * sliced_wasserstein.distance(*clouds)
     return {**distances, "SWD x 10^3, mean": sum(distances.values()) / len(distances)}
 
@@ -224,12 +200,7 @@ def as_json(rows: Sequence[Figure]) -> dict[str, dict[str, float | None]]:
 
 
 def table(rows: Sequence[Figure], counts: tuple[int | None, int]) -> str:
-    """Align the figures in columns for samples and data.
-
-    Args:
-        rows: the figures.
-        counts: images in either set; without samples, their column is left out.
-    """
+    """Align the figures in columns; `counts` are the images in either set, None where there are no samples."""
     lines = [("", "samples", "data"), ("images", *("" if count is None else f"{count:,}" for count in counts))]
     lines += [(row.name, *("" if value is None else f"{value:,.4f}" for value in row[1:])) for row in rows]
     if counts[0] is None:

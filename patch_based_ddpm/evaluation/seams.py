@@ -6,8 +6,6 @@ Shapes: `b` images, `c` channels, `H W` image, `h w` patch, `N` patches a side.
 import torch
 from torch import Tensor
 
-from patch_based_ddpm.errors import InputError
-
 Profile = tuple[Tensor, Tensor]  # mean absolute differences between neighbouring rows (H - 1,) and columns (W - 1,)
 
 
@@ -22,22 +20,15 @@ def contrast(profile: Profile, patch_divider: int, *, shifted: bool = False) -> 
 
     Args:
         profile: of one image or of a set.
-        patch_divider: N, at least 2; divides H and W.
+        patch_divider: N; divides H and W.
         shifted: move the grid by half a patch, to where no border is: the control.
 
     Returns:
         The ratio; NaN where one kind of pair is missing, or all other pairs are equal.
-
-    Raises:
-        InputError: N does not divide both sides.
     """
-    rows, columns = profile
-    height, width = len(rows) + 1, len(columns) + 1
-    if height % patch_divider or width % patch_divider:
-        raise InputError(f"the patch divider is {patch_divider}; it must divide both sides, {height} and {width}.")
     sums, pairs = [0.0, 0.0], [0, 0]  # elsewhere, across a border
-    for differences, length in ((rows, width), (columns, height)):
-        side = (len(differences) + 1) // patch_divider
+    for differences, others in (profile, profile[::-1]):
+        length, side = len(others) + 1, (len(differences) + 1) // patch_divider
         second = torch.arange(1, len(differences) + 1) - (side // 2 if shifted else 0)  # the second pixel of each pair
         border = second % side == 0
         for kind, chosen in enumerate((~border, border)):

@@ -11,9 +11,11 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from patch_based_ddpm.evaluation.ms_ssim import SMALLEST_SIDE, check_size, separable_filter
+from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.evaluation.ms_ssim import separable_filter
 from patch_based_ddpm.randomness import Purpose, generator
 
+SMALLEST_SIDE = 16
 PATCH = 7
 BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 DIRECTIONS = 512
@@ -23,24 +25,20 @@ MOST_PATCHES = 2**17  # of a set at each level: 37 MiB of RGB in half precision
 SEED = 0
 
 
-def levels(height: int, width: int) -> list[tuple[int, int]]:
-    """The sizes (H, W) of the pyramid's levels: the image's, then halves of it that are at least 16 pixels a side."""
-    check_size(height, width)
-    sizes = []
-    while min(height, width) >= SMALLEST_SIDE:
-        sizes.append((height, width))
-        height, width = (height + 1) // 2, (width + 1) // 2
-    return sizes
+def check_size(height: int, width: int) -> None:
+    """Refuse images that are too small for a pyramid, with an InputError."""
+    if min(height, width) < SMALLEST_SIDE:
+        raise InputError(f"the images are {height} x {width} pixels; each side must be {SMALLEST_SIDE} or more.")
 
 
 def laplacian_pyramid(images: Tensor) -> list[Tensor]:
-    """Split images (b, c, H, W) into one frequency band for each of `levels`, (b, c, its H, its W).
+    """Split images (b, c, H, W) into frequency bands, finest first; each half as large, down to 16 pixels a side.
 
-    Each holds the details that the next, coarser one lacks; enlarged and added up from the coarsest on, they are the
-    images. Source: Burt and Adelson 1983, the 5 x 5 binomial filter.
+    Each band holds the details that the next, coarser one lacks: bands that are enlarged and added up, from the
+    coarsest on, are the images. Source: Burt and Adelson 1983, the 5 x 5 binomial filter.
     """
     pyramid = []
-    for _ in levels(*images.shape[2:])[1:]:
+    while (min(images.shape[2:]) + 1) // 2 >= SMALLEST_SIDE:
         smaller = _blur(images)[:, :, ::2, ::2]
         pyramid.append(images - enlarge(smaller, *images.shape[2:]))
         images = smaller
@@ -58,42 +56,36 @@ def _blur(images: Tensor) -> Tensor:
     return separable_filter(F.pad(images, (2, 2, 2, 2), mode="reflect"), BINOMIAL)
 
 
-def patches_per_image(count: int) -> int:
-    """How many patches of a level to cut from each of `count` images, so that their total stays bounded."""
-    return max(1, min(MOST_PATCHES_PER_IMAGE, MOST_PATCHES // count))
-
-
-def descriptors(images: Tensor, positions: range, count: int) -> list[Tensor]:
-    """Cut random patches out of every level of the pyramid.
+def descriptors(images: Tensor, positions: range, count: int) -> dict[str, Tensor]:
+    """Cut random patches out of every level of the pyramid: by its size, (b*k, d) float16 on the CPU.
 
     Args:
         images: (b, c, H, W), 16 pixels a side or more; b is at least 1.
         positions: of the images in their set; they alone decide where the patches lie.
-        count: images in the set.
-
-    Returns:
-        For each of `levels`, (b*k, d) float16 on the CPU.
+        count: images in the set; the more there are, the fewer patches are cut from each.
     """
-    k = patches_per_image(count)
+    k = max(1, min(MOST_PATCHES_PER_IMAGE, MOST_PATCHES // count))
     generators = [generator(SEED, Purpose.CUT, position) for position in positions]
     image = torch.arange(len(images))[:, None, None, None]
-    cut = []
+    cut = {}
     for level in laplacian_pyramid(images.float()):
+        height, width = level.shape[2:]
         y, x = (
             torch.stack([torch.randint(side - PATCH + 1, (k, 1), generator=g) for g in generators])
             + torch.arange(PATCH)
-            for side in level.shape[2:]
+            for side in (height, width)
         )  # (b, k, 7) each
         patches = level[image, :, y[..., :, None], x[..., None, :]]  # (b, k, 7, 7, c)
-        cut.append(rearrange(patches, "b k h w c -> (b k) (c h w)").half().cpu())
+        size = f"{height} px" if height == width else f"{height} x {width} px"
+        cut[size] = rearrange(patches, "b k h w c -> (b k) (c h w)").half().cpu()
     return cut
 
 
-def normalise(patches: Tensor, channels: int) -> Tensor:
+def normalise(patches: Tensor) -> Tensor:
     """Scale each channel to mean 0 and standard deviation 1 over all patches of a set: (m, d) -> (m, d) float32."""
-    split = rearrange(patches.float(), "m (c p) -> m c p", c=channels)
+    split = rearrange(patches.float(), "m (c p) -> m c p", p=PATCH**2)
     deviation, mean = torch.std_mean(split.double(), dim=(0, 2), correction=0, keepdim=True)
-    # The least deviation keeps a constant channel at 0, where rounding leaves a little of it.
+    # Without a minimum, rounding errors of a constant channel would be divided by a deviation of almost 0.
     split = (split - mean.float()) / deviation.float().clamp(min=1e-8)
     return rearrange(split, "m c p -> m (c p)")
 
@@ -108,16 +100,11 @@ def distance(a: Tensor, b: Tensor) -> float:
     Source: Rabin et al. 2011; in one dimension, the mean distance of the sorted points.
     """
     directions = torch.randn(DIRECTIONS, a.shape[1], generator=generator(SEED, Purpose.PROJECT))
+    m = min(len(a), len(b))
+    quantiles = [((torch.arange(m) + 0.5) * len(cloud) / m).long() for cloud in (a, b)]
     total = 0.0
     for some in F.normalize(directions, dim=1).split(DIRECTIONS_AT_A_TIME):
-        first, second = (torch.sort(some @ cloud.T, dim=1).values for cloud in (a, b))  # (directions, m) each
-        number = min(first.shape[1], second.shape[1])
-        first, second = (_quantiles(points, number) for points in (first, second))
-        total += float((first - second).abs().mean(1, dtype=torch.float64).sum())
+        sorted_a, sorted_b = (torch.sort(some @ cloud.T, dim=1).values for cloud in (a, b))  # (directions, m or m')
+        differences = sorted_a[:, quantiles[0]] - sorted_b[:, quantiles[1]]
+        total += float(differences.abs().mean(1, dtype=torch.float64).sum())
     return total / DIRECTIONS
-
-
-def _quantiles(points: Tensor, number: int) -> Tensor:
-    """`number` evenly spaced ones of sorted points (n, m)."""
-    places = ((torch.arange(number) + 0.5) * points.shape[1] / number).long()
-    return points[:, places]

@@ -1,5 +1,5 @@
 """A study trains models that differ in one setting, compares their samples, and reports tables and pictures.
 
-`config` says what is compared, `tasks` trains, draws and measures, `report` makes study.json and the tables of the
-results, `plot` the picture. The command is `patch_based_ddpm.study`.
+`config` lists the models and samplers, `tasks` trains, draws and measures, `report` turns the results into study.json
+and tables, `plot` into a picture. The command is `patch_based_ddpm.study`.
 """

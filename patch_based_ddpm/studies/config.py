@@ -1,7 +1,6 @@
-"""The configuration of a study: that of a training run, and a section `study` that says what to compare.
+"""The configuration of a study: that of a training run, and a section `study` that lists what to compare.
 
-All models are trained on the same images with the same settings; they differ in N, the halo, the conditioning and the
-seed.
+Runs differ in N, the halo, the conditioning and the seed, and in nothing else.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from patch_based_ddpm.samplers import SamplerConfig
 from patch_based_ddpm.strict_json import ConfigFile, Positive, Seed, Text, key, section
 from patch_based_ddpm.training.run_folder import RunFolder
 
-MOST_SAMPLES = 10**6  # file names of one length, so that their order is that of the seeds
+MOST_SAMPLES = 10**6  # their seeds then have six digits, so that files sorted by name are sorted by seed
 ABLATIONS = {
     "no-position": {"position_conditioning": False},
     "no-content": {"global_content_conditioning": False},
@@ -30,7 +29,7 @@ ABLATIONS = {
 
 @section("study")
 class StudySection:
-    """What is compared, and on how many images."""
+    """The models and samplers to compare, and the number of images."""
 
     patch_dividers: tuple[Positive, ...] = key(
         ..., "N of the models to compare; must include `model.patch_divider`.", min_length=1
@@ -54,25 +53,8 @@ class StudySection:
         return [(sampler, steps) for sampler, some in listed.items() for steps in some]
 
 
-class Model(NamedTuple):
-    """One row in the comparison of models, trained once with each seed.
-
-    Attributes:
-        name: such as N4, N4-halo2 or N4-no-position.
-        config: of its runs, except folder and seed.
-    """
-
-    name: str
-    config: Config
-
-
 class Run(NamedTuple):
-    """One model trained with one seed.
-
-    Attributes:
-        name: of its folder in the study's folder.
-        config: complete.
-    """
+    """One model trained with one seed; `name` is that of its folder in the study's folder."""
 
     name: str
     config: Config
@@ -116,16 +98,20 @@ class StudyConfig(ConfigFile):
                 SamplerConfig(name=sampler, steps=steps).resolve(self.diffusion.timesteps)
             except InputError as error:
                 raise InputError(f"section study: {error}") from None
-        sliced_wasserstein.levels(*self.model.image_shape)
+        sliced_wasserstein.check_size(*self.model.image_shape)
         self.models()  # builds, and thereby checks, the configuration of each
 
     @property
     def folder(self) -> Path:
-        """The study's folder."""
         return Path(self.trainer.log_dir)
 
-    def models(self) -> list[Model]:
-        """The models in the order of the table: one for each N, then those with a halo, then the ablations."""
+    @property
+    def reference(self) -> str:
+        """The name of the model that draws in the comparison of samplers: as in the paper, N as in section `model`."""
+        return f"N{self.model.patch_divider}"
+
+    def models(self) -> dict[str, Config]:
+        """The models by name, in the order of the table: one for each N, then those with a halo, then the ablations."""
         N = self.model.patch_divider
         differences = {f"N{divider}": {"patch_divider": divider} for divider in self.study.patch_dividers}
         differences |= {f"N{N}-halo{halo}": {"halo": halo} for halo in self.study.halos}
@@ -133,17 +119,13 @@ class StudyConfig(ConfigFile):
         paper = {"halo": 0, "position_conditioning": True, "global_content_conditioning": True}
         models = {name: dataclasses.replace(self.model, **{**paper, **given}) for name, given in differences.items()}
         sections = {"trainer": self.trainer, "diffusion": self.diffusion}
-        return [Model(name, Config(model=model, **sections)) for name, model in models.items()]
+        return {name: Config(model=model, **sections) for name, model in models.items()}
 
-    def reference(self) -> Model:
-        """The model that samplers are compared with: as in the paper, N as in the section `model`."""
-        return next(model for model in self.models() if model.name == f"N{self.model.patch_divider}")
-
-    def runs(self, model: Model) -> list[Run]:
+    def runs(self, model: str) -> list[Run]:
         """A model's runs, one for each seed."""
         runs = []
         for seed in self.study.seeds:
-            name = f"{model.name}-seed{seed}"
+            name = f"{model}-seed{seed}"
             trainer = dataclasses.replace(self.trainer, log_dir=str(self.folder / name), seed=seed)
-            runs.append(Run(name, dataclasses.replace(model.config, trainer=trainer)))
+            runs.append(Run(name, dataclasses.replace(self.models()[model], trainer=trainer)))
         return runs

@@ -18,18 +18,20 @@ MARKERS = ("x", "s", "^", "D", "v", "P", "*")  # of models that differ from the 
 
 
 def save_plot(report: dict[str, Any], path: Path) -> None:
-    """Draw the panels side by side into a PNG file; without samplers to compare, theirs is left out.
-
-    Args:
-        report: the content of study.json.
-        path: the file.
-    """
+    """Draw the content of study.json into a PNG file; the panel of samplers is left out where none are compared."""
     from matplotlib.figure import Figure
 
-    panels = [_draw_models, _draw_memory, *([_draw_samplers] if report["samplers"]["rows"] else [])]
+    models, samplers = report["models"], report["samplers"]
+    dividers = (sorted({row["patch_divider"] for row in models}), "N, patches a side")
+    steps = (sorted({row["steps"] for row in samplers["rows"]}), f"sampling steps of {samplers['model']}")
+    panels = [(_draw_models, *dividers), (_draw_memory, *dividers), *([(_draw_samplers, *steps)] if steps[0] else [])]
     figure = Figure(figsize=(INCHES[0] * len(panels), INCHES[1]), layout="constrained")
-    for axes, draw in zip(figure.subplots(1, len(panels)), panels, strict=True):
+    for axes, (draw, places, label) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         draw(axes, report)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(places, [str(place) for place in places])
+        axes.minorticks_off()
+        axes.set_xlabel(label)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     figure.savefig(path)
@@ -37,11 +39,9 @@ def save_plot(report: dict[str, Any], path: Path) -> None:
 
 def _draw_models(axes: Axes, report: dict[str, Any]) -> None:
     rows = _as_in_the_paper(report)
-    _draw_distances(axes, [row["patch_divider"] for row in rows], rows, "ko-", "as in the paper")
-    for marker, row in zip(itertools.cycle(MARKERS), (row for row in report["models"] if row not in rows)):
-        _draw_distances(axes, [row["patch_divider"]], [row], marker, row["name"])
-    _draw_floor(axes, report)
-    _label_places(axes, {row["patch_divider"] for row in report["models"]}, "N, patches a side")
+    others = (row for row in report["models"] if row not in rows)
+    curves = [(row["name"], marker, [row]) for marker, row in zip(itertools.cycle(MARKERS), others)]
+    _draw_distances(axes, report, [("as in the paper", "ko-", rows), *curves], "patch_divider")
 
 
 def _draw_memory(axes: Axes, report: dict[str, Any]) -> None:
@@ -54,36 +54,24 @@ def _draw_memory(axes: Axes, report: dict[str, Any]) -> None:
             axes.plot(dividers, heights, style, color=colour, label=label)
     axes.set_yscale("log")
     axes.set_ylabel("MiB at their peak, one image, one patch a pass")
-    _label_places(axes, {row["patch_divider"] for row in report["models"]}, "N, patches a side")
 
 
 def _draw_samplers(axes: Axes, report: dict[str, Any]) -> None:
     rows = sorted(report["samplers"]["rows"], key=lambda row: row["steps"])
-    for sampler in dict.fromkeys(row["sampler"] for row in report["samplers"]["rows"]):
-        own = [row for row in rows if row["sampler"] == sampler]
-        _draw_distances(axes, [row["steps"] for row in own], own, "o-", sampler)
-    _draw_floor(axes, report)
-    _label_places(axes, {row["steps"] for row in rows}, f"sampling steps of {report['samplers']['model']}")
+    samplers = dict.fromkeys(row["sampler"] for row in report["samplers"]["rows"])
+    curves = [(sampler, "o-", [row for row in rows if row["sampler"] == sampler]) for sampler in samplers]
+    _draw_distances(axes, report, curves, "steps")
 
 
-def _draw_distances(axes: Axes, places: list[int], rows: list[dict[str, Any]], style: str, label: str) -> None:
-    """The mean over each row's runs, and their range."""
-    values = [distances(row) for row in rows]
-    axes.plot(places, [*map(statistics.mean, values)], style, label=label)
-    axes.vlines(places, [*map(min, values)], [*map(max, values)], color="black", alpha=0.4)
-
-
-def _draw_floor(axes: Axes, report: dict[str, Any]) -> None:
+def _draw_distances(axes: Axes, report: dict[str, Any], curves: list[tuple[str, str, list]], place: str) -> None:
+    """Draw curves, (label, style, rows) each, over the rows' key `place`: mean and range of each row's runs."""
+    for label, style, rows in curves:
+        places, values = [row[place] for row in rows], [distances(row) for row in rows]
+        axes.plot(places, [*map(statistics.mean, values)], style, label=label)
+        axes.vlines(places, [*map(min, values)], [*map(max, values)], color="black", alpha=0.4)
     axes.axhline(floor(report), color="black", linestyle="--", label="real against real")
     axes.set_ylim(bottom=0)
     axes.set_ylabel("SWD x 10^3")
-
-
-def _label_places(axes: Axes, places: set[int], label: str) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(sorted(places), [str(place) for place in sorted(places)])
-    axes.minorticks_off()
-    axes.set_xlabel(label)
 
 
 def _as_in_the_paper(report: dict[str, Any]) -> list[dict[str, Any]]:

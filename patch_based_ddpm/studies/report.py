@@ -1,4 +1,4 @@
-"""The results of a study as JSON data, the content of study.json, and as Markdown tables made from these data alone."""
+"""The results of a study: the content of study.json, and Markdown tables that are made from it alone."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from typing import Any
 
 from patch_based_ddpm.evaluation.metrics import DEFINITIONS
 from patch_based_ddpm.planning.live_memory import MIB
-from patch_based_ddpm.studies.config import Model, StudyConfig
+from patch_based_ddpm.studies.config import StudyConfig
 
-SWD, SEAM, SHIFTED = "SWD x 10^3, mean", "seam ratio, {0} x {0}", "seam ratio, {0} x {0}, shifted grid"
-QUALITY = {  # column: name of the figure, decimals
+SWD = "SWD x 10^3, mean"
+QUALITY = {  # column: name of the figure on the grid of N x N patches, decimals
     "SWD x 10^3": (SWD, 1),
-    "seam ratio": (SEAM, 3),
-    "shifted grid": (SHIFTED, 3),
+    "seam ratio": ("seam ratio, {N} x {N}", 3),
+    "shifted grid": ("seam ratio, {N} x {N}, shifted grid", 3),
     "disagreement": ("disagreement", 4),
     "MS-SSIM": ("MS-SSIM", 3),
 }
-TOLERANCE = 1.05  # an SWD of so many times the baseline's is as good as it
+TOLERANCE = 1.05  # an SWD of up to this many times the baseline's counts as equally good
 MEMORY = [(kind, part) for kind in ("training", "sampling") for part in ("activations", "total")]
 MEMORY_DEFINITION = (
     "bytes of live tensors at their peak, one image and one patch a pass, planned as by patch_based_ddpm.memory"
 )
+Measured = list[tuple[int, dict[str, Any]]]  # N and the figures on its grid, of every run
 DIFFERENCES = ("patch_divider", "halo", "position_conditioning", "global_content_conditioning")  # between models
 NAMES = (
     "NK: K x K patches as in the paper; haloP: with a halo of P pixels; no-position, no-content, neither: without "
@@ -32,25 +33,20 @@ NAMES = (
 
 def build(config: StudyConfig, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Put the results of all tasks, by name, into the content of study.json."""
-
-    def runs(model: Model, *sampled_by: Any) -> list[dict[str, Any]]:
-        named = [(run, run.sampled_by(*sampled_by) if sampled_by else run.name) for run in config.runs(model)]
-        return [{"seed": run.config.trainer.seed, **results[name]} for run, name in named]
-
-    models = [
-        {"name": model.name, **{key: getattr(model.config.model, key) for key in DIFFERENCES}, "runs": runs(model)}
-        for model in config.models()
-    ]
-    reference = config.reference()
-    samplers = [
-        {"sampler": sampler, "steps": steps, "runs": runs(reference, sampler, steps)}
-        for sampler, steps in config.study.sampler_steps
-    ]
+    models, samplers = [], []
+    for name, trained in config.models().items():
+        differences = {key: getattr(trained.model, key) for key in DIFFERENCES}
+        runs = [{"seed": run.config.trainer.seed, **results[run.name]} for run in config.runs(name)]
+        models.append({"name": name, **differences, "runs": runs})
+    reference = config.runs(config.reference)
+    for sampler, steps in config.study.sampler_steps:
+        runs = [{"seed": run.config.trainer.seed, **results[run.sampled_by(sampler, steps)]} for run in reference]
+        samplers.append({"sampler": sampler, "steps": steps, "runs": runs})
     return {
         "config": config.to_dict(),
         "real": results["real"],
         "models": models,
-        "samplers": {"model": reference.name, "rows": samplers},
+        "samplers": {"model": config.reference, "rows": samplers},
         "definitions": {**DEFINITIONS, "memory": MEMORY_DEFINITION},
     }
 
@@ -80,7 +76,13 @@ def markdown(report: dict[str, Any]) -> str:
     rows = report["samplers"]["rows"]
     if rows:
         lines += ["", f"Samplers, all with the models of {report['samplers']['model']}:", "", *_samplers(report)]
-        lines += _recommendation(report)
+        if (best := fastest(report)) is not None:
+            lines += [
+                "",
+                f"The fewest steps with an SWD of at most {TOLERANCE} times that of ddpm in "
+                f"{_baseline(report)['steps']:,} (both include the floor of {floor(report):.1f}): {best['sampler']} in "
+                f"{best['steps']:,}.",
+            ]
         lines += _picture("samplers.png", (f"{row['sampler']}, {row['steps']} steps" for row in rows), study)
     return "\n".join([*lines, ""])
 
@@ -91,19 +93,18 @@ def _picture(name: str, rows: Iterable[str], study: dict[str, Any]) -> list[str]
 
 
 def fastest(report: dict[str, Any]) -> dict[str, Any] | None:
-    """The row of the sampler with the fewest steps that is nearly as close to real faces as the baseline.
+    """The row of samplers with the fewest steps that is as close to real faces as the baseline; None without one.
 
-    The baseline is ddpm with the most steps compared; None if there is none. Each run's SWD is divided by the same
-    run's with the baseline, and the mean over runs must be at most `TOLERANCE`.
+    As close means: each run's SWD over that of the same run with the baseline is at most `TOLERANCE` on average.
     """
     if _baseline(report) is None:
         return None
-    ratios = [(row, statistics.mean(_ratios(report, row))) for row in report["samplers"]["rows"]]
-    close = [(row["steps"], ratio, row) for row, ratio in ratios if ratio <= TOLERANCE]
-    return min(close, key=lambda one: one[:2])[2]
+    ratios = [(row["steps"], statistics.mean(_ratios(report, row)), row) for row in report["samplers"]["rows"]]
+    return min((one for one in ratios if one[1] <= TOLERANCE), key=lambda one: one[:2])[2]
 
 
 def _baseline(report: dict[str, Any]) -> dict[str, Any] | None:
+    """The row of ddpm with the most steps."""
     rows = [row for row in report["samplers"]["rows"] if row["sampler"] == "ddpm"]
     return max(rows, key=lambda row: row["steps"], default=None)
 
@@ -123,43 +124,38 @@ def floor(report: dict[str, Any]) -> float:
     return next(iter(report["real"]["figures"].values()))[SWD]["samples"]
 
 
-def _recommendation(report: dict[str, Any]) -> list[str]:
-    row, baseline = fastest(report), _baseline(report)
-    if row is None:
-        return []
-    return [
-        "",
-        f"The fewest steps with an SWD of at most {TOLERANCE} times that of ddpm in {baseline['steps']:,} (both "
-        f"include the floor of {floor(report):.1f}): {row['sampler']} in {row['steps']:,}.",
-    ]
-
-
-def _models(report: dict[str, Any]) -> Iterator[str]:
-    memory = [f"{kind} {'activations' if part == 'activations' else 'in all'}" for kind, part in MEMORY]
-    yield from _head("model", *memory, *QUALITY)
+def _models(report: dict[str, Any]) -> list[str]:
+    columns = ["model", *(f"{kind} {'activations' if part == 'activations' else 'in all'}" for kind, part in MEMORY)]
+    rows = []
     for row in report["models"]:
-        runs, N = row["runs"], row["patch_divider"]
-        held = [_cell([run["memory"][kind][part] / MIB for run in runs], 2) for kind, part in MEMORY]
-        yield _line(row["name"], *held, *_quality([(N, run["figures"]) for run in runs]))
-    real = [(int(N), figures) for N, figures in report["real"]["figures"].items()]
-    yield _line("real against real", *[""] * len(MEMORY), *_quality(real))
+        memory = [_cell([run["memory"][kind][part] / MIB for run in row["runs"]], 2) for kind, part in MEMORY]
+        rows.append(([row["name"], *memory], [(row["patch_divider"], run["figures"]) for run in row["runs"]]))
+    return _table(columns, rows, [(int(N), figures) for N, figures in report["real"]["figures"].items()])
 
 
-def _samplers(report: dict[str, Any]) -> Iterator[str]:
+def _samplers(report: dict[str, Any]) -> list[str]:
     N, baseline = report["config"]["model"]["patch_divider"], _baseline(report)
-    relative = [f"SWD over that of ddpm in {baseline['steps']:,}"] if baseline else []
-    yield from _head("sampler", "steps", *relative, *QUALITY)
+    columns = ["sampler", "steps", *([f"SWD over that of ddpm in {baseline['steps']:,}"] if baseline else [])]
+    rows = []
     for row in report["samplers"]["rows"]:
         ratios = [_cell(_ratios(report, row), 2)] if baseline else []
-        yield _line(row["sampler"], str(row["steps"]), *ratios, *_quality([(N, run["figures"]) for run in row["runs"]]))
-    blanks = [""] * (1 + len(relative))
-    yield _line("real against real", *blanks, *_quality([(N, report["real"]["figures"][str(N)])]))
+        rows.append(([row["sampler"], str(row["steps"]), *ratios], [(N, run["figures"]) for run in row["runs"]]))
+    return _table(columns, rows, [(N, report["real"]["figures"][str(N)])])
 
 
-def _quality(measured: Sequence[tuple[int, dict[str, Any]]]) -> Iterator[str]:
-    """A cell for each figure, from pairs of N and the figures on its grid."""
+def _table(columns: list[str], rows: list[tuple[list[str], Measured]], real: Measured) -> list[str]:
+    """A table of the given columns and one for each figure; its last row is that of real faces."""
+    rows = [*rows, (["real against real", *[""] * (len(columns) - 1)], real)]
+    cells = [[*columns, *QUALITY], *([*given, *_quality(measured)] for given, measured in rows)]
+    head, *lines = (f"| {' | '.join(line)} |" for line in cells)
+    return [head, "|" + "---|" * len(cells[0]), *lines]
+
+
+def _quality(measured: Measured) -> Iterator[str]:
+    """A cell for each figure."""
     for name, decimals in QUALITY.values():
-        values = [figures[name.format(N)]["samples"] for N, figures in measured if name.format(N) in figures]
+        named = ((name.format(N=N), figures) for N, figures in measured)
+        values = [figures[name]["samples"] for name, figures in named if name in figures]
         finite = [value for value in values if value is not None]
         yield _cell(finite, decimals) + (f" [{len(finite)} of {len(values)}]" if len(finite) < len(values) else "")
 
@@ -170,11 +166,3 @@ def _cell(values: Sequence[float], decimals: int) -> str:
         return ""
     middle, least, most = (f"{value:,.{decimals}f}" for value in (statistics.mean(values), min(values), max(values)))
     return middle if least == most else f"{middle} ({least}-{most})"
-
-
-def _head(*columns: str) -> Iterable[str]:
-    return _line(*columns), "|" + "---|" * len(columns)
-
-
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -1,14 +1,13 @@
 """The tasks of a study: train each run, draw its samples, and measure them beside real faces that no run has seen.
 
-The result of a task lies in results/ of the study's folder: NAME.png, a few of its images, and NAME.json, with the
-settings that it came from. NAME.json is written last, so an interrupted task is done again. Several processes may share
-a study: each takes the tasks whose lock is free.
+The result of a task lies in results/ of the study's folder: NAME.png, a few of its images, and then NAME.json, with
+the settings that led to it. Several processes may share a study: each takes the tasks whose lock is free.
 """
 
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +21,7 @@ from patch_based_ddpm.config import Config
 from patch_based_ddpm.data import pictures
 from patch_based_ddpm.data.sources import BUILTIN_FACES
 from patch_based_ddpm.errors import InputError, explain_os_error
-from patch_based_ddpm.evaluation import face_consistency, image_sets, metrics
+from patch_based_ddpm.evaluation import image_sets, metrics
 from patch_based_ddpm.evaluation.image_sets import ImageSet
 from patch_based_ddpm.evaluation.metrics import ImageStatistics
 from patch_based_ddpm.files import write_json
@@ -34,17 +33,17 @@ BATCH = 32  # images that are measured at a time
 STRIP_PIXELS = 256  # width of the images beside a result
 MOST_IN_STRIP = 8
 SECONDS_BETWEEN_LOOKS = 5  # while other processes hold all locks
-# Keys of `trainer` that start with one of these do not affect what a model learns.
+# Keys of `trainer` that start with one of these do not affect the trained weights.
 WITHOUT_EFFECT = ("log_dir", "num_workers", "log_every", "checkpoints_total_limit", "wandb_", "preview_")
 Command = Callable[[Sequence[str]], None]
 
 
 class Task(NamedTuple):
-    """One thing to measure.
+    """A measurement.
 
     Attributes:
         name: of its files.
-        lock: held while the task is done: the name of its run, whose folder one process at a time may write to.
+        lock: the name of the run; one process at a time may write to its folder.
         settings: JSON data of everything that the result depends on.
         measure: returns the result as JSON data, and the first images, uint8 (H, W, 3) each.
     """
@@ -61,13 +60,11 @@ class Tasks:
     Args:
         config: the study.
         precision: of training: "no", "bf16" or "fp16".
-        train: the command `train`, called with its arguments.
-        sample: the command `sample`.
+        train, sample: the commands, called with their arguments.
     """
 
     def __init__(self, config: StudyConfig, precision: str, *, train: Command, sample: Command) -> None:
-        self.config = config
-        self.study = config.study
+        self.config, self.study = config, config.study
         self.precision = precision
         self.train, self.sample = train, sample
         self.results = config.folder / "results"
@@ -78,12 +75,10 @@ class Tasks:
     def all(self) -> list[Task]:
         """In the order in which they are done: real faces; every model, seed by seed; the samplers."""
         by_seed = zip(*map(self.config.runs, self.config.models()), strict=True)
-        main = (self.study.sampler, self.study.steps)
-        models = [self._run(run.name, run, *main, with_memory=True) for runs in by_seed for run in runs]
+        main, reference = (self.study.sampler, self.study.steps), self.config.runs(self.config.reference)
+        models = [self._run(run.name, run, *main) for runs in by_seed for run in runs]
         samplers = [
-            self._run(run.sampled_by(*pair), run, *pair, with_memory=False)
-            for pair in self.study.sampler_steps
-            for run in self.config.runs(self.config.reference())
+            self._run(run.sampled_by(*pair), run, *pair) for pair in self.study.sampler_steps for run in reference
         ]
         return [self.real(), *models, *samplers]
 
@@ -92,48 +87,44 @@ class Tasks:
         dividers = self.study.patch_dividers
 
         def measure() -> tuple[dict[str, Any], list[np.ndarray]]:
-            faces = self._faces()
-            others = range(self.study.real_images, len(faces.indexes))
-            statistics = self._collect("real faces", faces, others)
+            others = self._faces(slice(self.study.real_images, None))
+            statistics = self._collect("real faces", others)
             figures = {str(N): metrics.as_json(metrics.figures(statistics, self._real_faces, N)) for N in dividers}
-            strip = next(iter(faces.batches(others[: self.columns], self.columns)))
+            strip = next(others.batches(range(self.columns), self.columns))
             return {"figures": figures}, [pictures.pixels(image) for image in strip]
 
-        return Task("real", "real", {"shape": self.shape, **self.counts, "patch_dividers": dividers}, measure)
+        return Task("real", "real", {"shape": [*self.shape], **self.counts, "patch_dividers": [*dividers]}, measure)
 
-    def _run(self, name: str, run: Run, sampler: str, steps: int, with_memory: bool) -> Task:
-        """Train a run unless it is trained, draw its samples with a sampler, and measure them."""
-        sections = run.config.to_dict()
-        trainer = {key: value for key, value in sections["trainer"].items() if not key.startswith(WITHOUT_EFFECT)}
-        settings = {**sections, "trainer": trainer, "sampler": sampler, "steps": steps, **self.counts}
+    def _run(self, name: str, run: Run, sampler: str, steps: int) -> Task:
+        """Train a run, draw its samples with a sampler, and measure them."""
+        settings = {**_with_effect(run.config), "sampler": sampler, "steps": steps, **self.counts}
 
         def measure() -> tuple[dict[str, Any], list[np.ndarray]]:
-            self._train(run)
             folder = self._draw(run, sampler, steps)
             images = image_sets.open_samples(folder, leave_out=GRID_NAME)
             # The folder may hold more images, drawn when study.samples was larger.
             images = replace(images, indexes=image_sets.shuffled(self.study.samples, self.study.samples))
-            statistics = self._collect("samples", images, range(self.study.samples))
+            statistics = self._collect("samples", images)
             figures = metrics.figures(statistics, self._real_faces, run.config.model.patch_divider)
-            memory = {"memory": self._memory(run.config)} if with_memory else {}
+            memory = {"memory": self._memory(run.config)} if name == run.name else {}
             strip = [np.array(Image.open(folder / f"{seed:06d}.png")) for seed in range(self.columns)]
             return {**memory, "figures": metrics.as_json(figures)}, strip
 
         return Task(name, run.name, settings, measure)
 
     def check_unchanged(self) -> None:
-        """Make sure that every run that has been started was trained as the study says.
+        """Refuse to continue runs that were trained with other settings than the study's.
 
         Raises:
-            InputError: one was trained with other settings.
+            InputError: there is such a run.
         """
         for run in (run for model in self.config.models() for run in self.config.runs(model)):
             if not run.folder.config.exists():
                 continue
-            held = Config.load(run.folder.config).to_dict()
-            for section, wanted in run.config.to_dict().items():
+            held = _with_effect(Config.load(run.folder.config))
+            for section, wanted in _with_effect(run.config).items():
                 for key, value in wanted.items():
-                    if held[section][key] != value and not key.startswith(WITHOUT_EFFECT):
+                    if held[section][key] != value:
                         raise InputError(
                             f"{run.folder.root} was trained with {section}.{key} {json.dumps(held[section][key])}, but "
                             f"the study says {json.dumps(value)}; choose another trainer.log_dir, or remove that "
@@ -146,10 +137,10 @@ class Tasks:
         A task whose lock another process holds is left to that process; its result is read once the lock is free.
         """
         results: dict[str, dict[str, Any]] = {}
-        tasks = dict(enumerate(self.all(), 1))
+        tasks = self.all()
         while len(results) < len(tasks):
             before = len(results)
-            for number, task in tasks.items():
+            for number, task in enumerate(tasks, 1):
                 lock = None if task.name in results else self.lock(task.lock, wait=False)
                 if lock is not None:
                     with lock:
@@ -162,25 +153,18 @@ class Tasks:
         return results
 
     def lock(self, name: str, *, wait: bool) -> AbstractContextManager | None:
-        """Lock a name against other processes until the end of the block; None if it is taken and not `wait`.
-
-        Raises:
-            InputError: the lock's file cannot be written.
-        """
-        with explain_os_error(f"{self.results} cannot be written to"):
-            try:
-                return FileLock(self.results / "locks" / name).acquire(blocking=wait)
-            except Timeout:
-                return None
+        """Keep other processes from the same name until the end of a block; None if one holds it and not `wait`."""
+        with explain_os_error(f"{self.results} cannot be written to"), suppress(Timeout):
+            return FileLock(self.results / "locks" / name).acquire(blocking=wait)
+        return None
 
     def kept(self, task: Task) -> dict[str, Any] | None:
-        """The result of a task that is done; None if it is not, or was done with other settings."""
+        """The result of a task; None if there is none, or only one with other settings."""
         try:
             held = json.loads((self.results / f"{task.name}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        same = held["settings"] == json.loads(json.dumps(task.settings)) and self.strip(task.name).exists()
-        return held["result"] if same else None
+        return held["result"] if held["settings"] == task.settings and self.strip(task.name).exists() else None
 
     def do(self, task: Task) -> dict[str, Any]:
         """Do a task and keep its result."""
@@ -195,17 +179,13 @@ class Tasks:
         """The picture of a task's first images, side by side."""
         return self.results / f"{name}.png"
 
-    def _train(self, run: Run) -> None:
-        """Train a run to its end, from wherever it is."""
-        if run.folder.checkpoint(run.config.trainer.train_num_steps).exists():
-            return
-        run.folder.create()
-        with explain_os_error(f"{run.folder.config} cannot be written"):
-            run.config.save(run.folder.config)
-        self.train(["--config", str(run.folder.config), "--resume", "latest"])
-
     def _draw(self, run: Run, sampler: str, steps: int) -> Path:
-        """Draw the samples that are missing; returns their folder."""
+        """Train a run unless it is trained, draw the samples that are missing, and return their folder."""
+        if not run.folder.checkpoint(run.config.trainer.train_num_steps).exists():
+            run.folder.create()
+            with explain_os_error(f"{run.folder.config} cannot be written"):
+                run.config.save(run.folder.config)
+            self.train(["--config", str(run.folder.config), "--resume", "latest"])
         folder = run.folder.root / "samples" / f"{sampler}-{steps}"
         where = ["--ckpt", run.folder.last_checkpoint, "--out-dir", folder, "--n-samples", self.study.samples]
         how = ["--sampler", sampler, "--steps", steps, "--batch-size", run.config.trainer.train_batch_size]
@@ -219,16 +199,24 @@ class Tasks:
         peaks = {"training": training, "sampling": planner.sampling_peak(config, **size)}
         return {kind: {"activations": peak.activations, "total": peak.total} for kind, peak in peaks.items()}
 
-    def _faces(self) -> ImageSet:
-        """Faces that no run is trained on: those that samples are compared with, then as many as samples."""
+    def _faces(self, part: slice) -> ImageSet:
+        """Faces that no run is trained on: first `real_images` to compare samples with, then as many as samples."""
         count = self.study.real_images + self.study.samples
-        return image_sets.open_data(BUILTIN_FACES, self.shape, count, self.results, "stop")[0]
+        faces = image_sets.open_data(BUILTIN_FACES, self.shape, count, self.results, "stop")
+        return replace(faces, indexes=faces.indexes[part])
 
     @cached_property
     def _real_faces(self) -> ImageStatistics:
-        return self._collect("real faces to compare with", self._faces(), range(self.study.real_images))
+        return self._collect("real faces to compare with", self._faces(slice(self.study.real_images)))
 
-    def _collect(self, label: str, images: ImageSet, positions: range) -> ImageStatistics:
-        faces = min(self.shape[1:]) >= face_consistency.SMALLEST_SIDE
-        batches = images.batches(positions, BATCH)
-        return metrics.collect(batches, range(len(positions)), len(positions), label=label, faces=faces)
+    def _collect(self, label: str, images: ImageSet) -> ImageStatistics:
+        share = range(len(images.indexes))  # the whole set
+        return metrics.collect(images.batches(share, BATCH), share, len(share), label=label, faces=True)
+
+
+def _with_effect(config: Config) -> dict[str, dict[str, Any]]:
+    """The settings that affect the trained weights, by section."""
+    return {
+        section: {key: value for key, value in settings.items() if not key.startswith(WITHOUT_EFFECT)}
+        for section, settings in config.to_dict().items()
+    }

@@ -204,7 +204,3 @@ def test_bad_arguments_are_told_in_a_sentence():
         attributes(0, seed=-2)
     with pytest.raises(ValueError, match="7 x 32 pixels; each side must be 8 or more"):
         draw(attributes(0), 7, 32)
-    with pytest.raises(ValueError, match=r"shape \(3, 64, 64\); it must be \(b, 3, H, W\)"):
-        disagreement(torch.zeros(3, 64, 64))
-    with pytest.raises(ValueError, match="31 x 64 pixels; each side must be 32 or more"):
-        disagreement(torch.zeros(1, 3, 31, 64))

@@ -12,12 +12,10 @@ from patch_based_ddpm.evaluation.fid import Extractor, compare
 from support.extractors import MeanColours, torch_fidelity
 
 
-@pytest.fixture(scope="module")
-def small():
-    """The name of a small extractor."""
-    torch_fidelity.register_feature_extractor("mean-colours", MeanColours)
-    yield "mean-colours"
-    del torch_fidelity.registry.FEATURE_EXTRACTORS_REGISTRY["mean-colours"]
+@pytest.fixture
+def small(monkeypatch):
+    """A small network in place of Inception."""
+    monkeypatch.setitem(torch_fidelity.registry.FEATURE_EXTRACTORS_REGISTRY, fid.INCEPTION, MeanColours)
 
 
 def gaussian(count, deviations, mean):
@@ -60,22 +58,24 @@ def test_precision_and_recall_by_hand():
     assert compare(real, generated)["precision"] == found["recall"]
 
 
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("channels", [1, 3])
-def test_features_of_images(small, channels):
+def test_features_of_images(channels):
     images = torch.full((2, channels, 4, 8), 10, dtype=torch.uint8)
     images[1, :, :, 4:] = 30
-    extractor = Extractor(None, "cpu", small)
+    extractor = Extractor(None, "cpu")
     assert extractor(images).tolist() == [[10.0] * 6, [10.0] * 3 + [30.0] * 3]
     assert extractor(images).dtype == torch.float32
-    assert extractor.stamp == [small, "means", torch_fidelity.__version__, None]
+    assert extractor.stamp == ["inception-v3-compat", "means", torch_fidelity.__version__, None]
 
 
-def test_weights_are_handed_over_and_name_the_features(small, tmp_path):
+@pytest.mark.usefixtures("small")
+def test_weights_are_handed_over_and_name_the_features(tmp_path):
     stamps = []
     for number in range(2):
         path = tmp_path / f"{number}.pth"
         torch.save({"weight": torch.full((1,), number)}, path)
-        extractor = Extractor(path, "cpu", small)
+        extractor = Extractor(path, "cpu")
         assert extractor.network.weights == str(path)
         stamps.append(extractor.stamp)
     assert stamps[0] != stamps[1]

@@ -79,7 +79,7 @@ def test_folders_without_samples(tmp_path):
 
 def test_real_images_are_cropped_as_for_training(tmp_path):
     folder = write(tmp_path / "data", 4, size=(50, 31))
-    images, _ = open_data(str(folder), (3, 16, 16), 10, tmp_path, "stop")
+    images = open_data(str(folder), (3, 16, 16), 10, tmp_path, "stop")
     training = FittedImages(list_folder(folder), 3, 16, 16)
     for index, image in zip(images.indexes, to_uint8(loaded(images))):
         assert np.array_equal(image.permute(1, 2, 0), training.read(index, flip=False))
@@ -87,36 +87,36 @@ def test_real_images_are_cropped_as_for_training(tmp_path):
 
 def test_lsun(tmp_path):
     write_lmdb(tmp_path / "bedroom_train_lmdb", {name: encoded(RED, "png") for name in (b"a", b"b", b"c")})
-    images, stamp = open_data(str(tmp_path / "bedroom_train_lmdb"), (3, 16, 16), 2, tmp_path, "stop")
+    images = open_data(str(tmp_path / "bedroom_train_lmdb"), (3, 16, 16), 2, tmp_path, "stop")
     assert loaded(images).mean((0, 2, 3)).tolist() == [1, -1, -1]
-    assert open_data(str(tmp_path / "bedroom_train_lmdb"), (3, 16, 16), 2, tmp_path, "stop")[1] == stamp
+    assert open_data(str(tmp_path / "bedroom_train_lmdb"), (3, 16, 16), 2, tmp_path, "stop").stamp() == images.stamp()
     assert (tmp_path / "lmdb_keys-bedroom_train_lmdb.npz").exists()
 
 
 def test_some_of_the_images_are_taken_at_random_but_always_the_same(tmp_path):
     folder = write(tmp_path / "data", 30)
-    images, _ = open_data(str(folder), (3, 16, 16), 10, tmp_path, "stop")
-    assert images.indexes == open_data(str(folder), (3, 16, 16), 10, tmp_path, "stop")[0].indexes
+    images = open_data(str(folder), (3, 16, 16), 10, tmp_path, "stop")
+    assert images.indexes == open_data(str(folder), (3, 16, 16), 10, tmp_path, "stop").indexes
     assert len(set(images.indexes)) == 10
     assert max(images.indexes) > 15
     assert shuffled(30, 10) == images.indexes == shuffled(30, 30)[:10]
 
 
 def test_built_in_faces_are_none_that_a_model_has_seen(tmp_path):
-    images, stamp = open_data("builtin:faces", (3, 32, 32), 3, tmp_path, "stop")
+    images = open_data("builtin:faces", (3, 32, 32), 3, tmp_path, "stop")
     expected = faces.draw(faces.attributes(2, FACES_SEED), 32, 32)
     assert np.array_equal(to_uint8(loaded(images)[2]).permute(1, 2, 0), expected)
     trainer = {"train_dataset_dir": "builtin:faces", "log_dir": "x", "seed": FACES_SEED}
     with pytest.raises(InputError, match=r"trainer\.seed"):
         Config.from_dict({"trainer": trainer, "model": {"dim": 8}})
-    assert open_data("builtin:faces", (3, 32, 32), 4, tmp_path, "stop")[1] != stamp
+    assert open_data("builtin:faces", (3, 32, 32), 4, tmp_path, "stop").stamp() != images.stamp()
 
 
 def test_the_stamp_changes_with_whatever_counts(tmp_path):
     folder = write(tmp_path / "data", 3)
 
     def stamp(shape=(3, 16, 16), count=2):
-        return open_data(str(folder), shape, count, tmp_path, "stop")[1]
+        return open_data(str(folder), shape, count, tmp_path, "stop").stamp()
 
     first = stamp()
     assert stamp() == first
@@ -130,5 +130,5 @@ def test_unreadable_images_stop_or_are_passed_over(tmp_path):
     folder = write(tmp_path / "data", 3)
     (folder / "000001.png").write_bytes(b"none")
     with pytest.raises(UnreadableImage, match=r"000001\.png' cannot be read"):
-        loaded(open_data(str(folder), (3, 16, 16), 3, tmp_path, "stop")[0])
-    assert loaded(open_data(str(folder), (3, 16, 16), 3, tmp_path, "skip")[0]).shape == (3, 3, 16, 16)
+        loaded(open_data(str(folder), (3, 16, 16), 3, tmp_path, "stop"))
+    assert loaded(open_data(str(folder), (3, 16, 16), 3, tmp_path, "skip")).shape == (3, 3, 16, 16)

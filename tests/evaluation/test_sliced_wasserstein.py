@@ -8,13 +8,12 @@ from torch.nn import functional as F
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.evaluation import sliced_wasserstein
 from patch_based_ddpm.evaluation.sliced_wasserstein import (
+    check_size,
     descriptors,
     distance,
     enlarge,
     laplacian_pyramid,
-    levels,
     normalise,
-    patches_per_image,
 )
 from patch_based_ddpm.model import patches
 from support.face_images import crowd, images, mixed
@@ -46,19 +45,26 @@ def test_of_a_larger_cloud_the_quantiles_are_compared():
     assert distance(cloud.repeat(3, 1) + 1, cloud) == pytest.approx(distance(cloud + 1, cloud), rel=1e-4)
 
 
-def test_levels():
-    assert levels(128, 128) == [(128, 128), (64, 64), (32, 32), (16, 16)]
-    assert levels(16, 40) == [(16, 40)]
-    assert levels(33, 64) == [(33, 64), (17, 32)]
+def test_small_images_are_refused():
+    check_size(16, 64)
     with pytest.raises(InputError, match="15 x 64 pixels; each side must be 16 or more"):
-        levels(15, 64)
+        check_size(15, 64)
 
 
-@pytest.mark.parametrize("shape", [(64, 64), (33, 50)])
-def test_a_pyramid_adds_up_to_its_image(shape):
-    pictures = torch.randn(2, 3, *shape)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [(128, 128), (64, 64), (32, 32), (16, 16)],
+        [(16, 40)],
+        [(30, 64)],
+        [(31, 64), (16, 32)],
+        [(33, 50), (17, 25)],
+    ],
+)
+def test_a_pyramid_adds_up_to_its_image(sizes):
+    pictures = torch.randn(2, 3, *sizes[0])
     pyramid = laplacian_pyramid(pictures)
-    assert [tuple(level.shape[2:]) for level in pyramid] == levels(*shape)
+    assert [tuple(level.shape[2:]) for level in pyramid] == sizes
     total = pyramid[-1]
     for level in pyramid[-2::-1]:
         total = level + enlarge(total, *level.shape[2:])
@@ -85,29 +91,31 @@ def test_a_level_by_hand():
 def test_descriptors_are_patches_of_the_image_and_depend_on_its_position_alone(monkeypatch):
     monkeypatch.setattr(sliced_wasserstein, "MOST_PATCHES", 24)
     pictures = torch.randn(6, 2, 16, 20).half().float()
-    (cut,) = descriptors(pictures, range(6), 6)
+    (cut,) = descriptors(pictures, range(6), 6).values()
     assert cut.shape == (6 * 4, 2 * 49)
     windows = pictures.unfold(2, 7, 1).unfold(3, 7, 1)  # (6, 2, 10, 14, 7, 7)
     for number, patch in enumerate(cut.float().reshape(24, 2, 1, 1, 7, 7)):
         assert (windows[number // 4] == patch).all(dim=(0, 3, 4)).sum() == 1
-    (first,), (rest,) = descriptors(pictures[:2], range(2), 6), descriptors(pictures[2:], range(2, 6), 6)
-    assert torch.equal(torch.cat([first, rest]), cut)
+    shares = descriptors(pictures[:2], range(2), 6), descriptors(pictures[2:], range(2, 6), 6)
+    assert torch.equal(torch.cat([share["16 x 20 px"] for share in shares]), cut)
 
 
 def test_patches_come_from_everywhere():
     pictures = torch.arange(20.0).expand(2, 1, 16, 20)
-    (cut,) = descriptors(pictures, range(2), 2)
+    (cut,) = descriptors(pictures, range(2), 2).values()
     assert set(cut[:, 0].int().tolist()) == set(range(14))
     assert not torch.equal(*cut.split(128))  # of equal images, at different places
 
 
 def test_the_number_of_patches_is_bounded():
-    assert [patches_per_image(count) for count in (1, 1024, 2048, 10**4, 10**6)] == [128, 128, 64, 13, 1]
+    pictures = torch.zeros(1, 1, 16, 16)
+    cut = [descriptors(pictures, range(1), count)["16 px"] for count in (1, 1024, 2048, 10**4, 10**6)]
+    assert [*map(len, cut)] == [128, 128, 64, 13, 1]
 
 
 def test_each_channel_is_normalised_over_the_whole_set():
     patches_ = torch.randn(50, 3 * 49) * torch.tensor([1.0, 5.0, 0.0]).repeat_interleave(49) + 7
-    channels = normalise(patches_.half(), 3).reshape(50, 3, 49)
+    channels = normalise(patches_.half()).reshape(50, 3, 49)
     np.testing.assert_allclose(channels.mean((0, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(channels.std((0, 2), correction=0), [1, 1, 0], atol=1e-4)
 
@@ -119,8 +127,8 @@ def test_degraded_sets_are_told_apart_at_the_right_level(monkeypatch):
     theirs = descriptors(real, range(200), 200)
 
     def swd(generated):
-        pairs = zip(descriptors(generated, range(200), 200), theirs, strict=True)
-        return [1000 * distance(normalise(a, 3), normalise(b, 3)) for a, b in pairs]
+        ours = descriptors(generated, range(200), 200)
+        return [1000 * distance(normalise(ours[size]), normalise(theirs[size])) for size in theirs]
 
     assert swd(real) == [0, 0, 0]
     floor = swd(others)
