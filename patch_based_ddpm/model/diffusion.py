@@ -10,8 +10,7 @@ Shapes: `b` images, `n` patches in the pass, `c` channels, `H W` image, `h w` pa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import torch
 from einops import rearrange, reduce
@@ -25,18 +24,6 @@ from patch_based_ddpm.model.patches import PatchBatch, crop, gather, global_cont
 from patch_based_ddpm.model.unet import UNet
 
 LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss, "huber": F.huber_loss}
-
-
-class TrainingBatch(NamedTuple):
-    """Noisy patches and the targets of the network.
-
-    Attributes:
-        inputs: n patches, followed by repetitions of the last one if passes are padded.
-        target: (n, c, h, w).
-    """
-
-    inputs: PatchBatch
-    target: Tensor
 
 
 class GaussianDiffusion(nn.Module):
@@ -108,16 +95,13 @@ class GaussianDiffusion(nn.Module):
         while start < (total := self._patches_of(x_t)):
             size = self.patch_batching.size(total, patch_batch_size)
             patch_indices = self.patch_batching.indices(start, size, total, x_t.device)
-            try:
-                inputs = (padded, content, t, self.patch_divider, patch_indices, self.halo)
-                patches = self._denoise(patch_batch(*inputs))  # (n, c, h, w)
-            except torch.OutOfMemoryError:
-                patches = None
-            if patches is None:  # outside of the handler, where the error no longer holds tensors
-                self.patch_batching.shrink(size)
+            with suppress(torch.OutOfMemoryError):
+                inputs = patch_batch(padded, content, t, self.patch_divider, patch_indices, self.halo)
+                patches = self._denoise(inputs)  # (n, c, h, w)
+                scatter(prediction, self.patch_divider, patch_indices, patches)
+                start += size
                 continue
-            scatter(prediction, self.patch_divider, patch_indices, patches)
-            start += size
+            self.patch_batching.shrink(size)  # here the error no longer holds tensors
         return prediction
 
     def _patches_of(self, images: Tensor) -> int:
@@ -200,8 +184,8 @@ class GaussianDiffusion(nn.Module):
 
     def training_batches(
         self, x_0: Tensor, t: Tensor, noise: Tensor, patch_batch_size: int | None
-    ) -> Iterator[TrainingBatch]:
-        """Diffuse images once, then iterate over their patches, a few at a time.
+    ) -> Iterator[tuple[PatchBatch, Tensor]]:
+        """Diffuse images once, then iterate over their patches, a few at a time; each patch comes exactly once.
 
         Args:
             x_0: (b, c, H, W) in [-1, 1].
@@ -210,7 +194,8 @@ class GaussianDiffusion(nn.Module):
             patch_batch_size: see `predict`.
 
         Yields:
-            Batches that together hold each of the N*N*b patches exactly once.
+            The network's inputs, and its target (n, c, h, w). If passes are padded, the inputs are more: they repeat
+            the last patch.
         """
         x_t, target = self.q_sample(x_0, t, noise), self.target(x_0, t, noise)  # (b, c, H, W)
         content = global_content(x_t, self.patch_divider, self.halo)  # (b, c, h + 2k, w + 2k)
@@ -219,16 +204,14 @@ class GaussianDiffusion(nn.Module):
         size = self.patch_batching.size(total, patch_batch_size)
         for start in range(0, total, size):
             patch_indices = self.patch_batching.indices(start, size, total, x_0.device)
-            yield TrainingBatch(
-                inputs=patch_batch(x_t, content, t, self.patch_divider, patch_indices, self.halo),
-                target=gather(target, self.patch_divider, patch_indices[: total - start]),
-            )
+            inputs = patch_batch(x_t, content, t, self.patch_divider, patch_indices, self.halo)
+            yield inputs, gather(target, self.patch_divider, patch_indices[: total - start])
 
-    def patch_losses(self, batch: TrainingBatch) -> Tensor:
+    def patch_losses(self, inputs: PatchBatch, target: Tensor) -> Tensor:
         """The mean loss over the pixels of each patch, (n,). Its mean over all patches is the loss of the images."""
         loss = LOSSES[self.config.diffusion.loss_type]
-        prediction = self._denoise(batch.inputs)[: len(batch.target)]
-        return reduce(loss(prediction, batch.target, reduction="none"), "n c h w -> n", "mean")
+        prediction = self._denoise(inputs)[: len(target)]
+        return reduce(loss(prediction, target, reduction="none"), "n c h w -> n", "mean")
 
     def accumulate_gradient(
         self,
@@ -239,7 +222,8 @@ class GaussianDiffusion(nn.Module):
         *,
         micro_batches: int = 1,
         autocast: AbstractContextManager = nullcontext(),  # noqa: B008 - it has no state
-        each_pass: Callable[[bool], AbstractContextManager[Callable[[Tensor], None]]] | None = None,
+        backward: Callable[[Tensor], None] = Tensor.backward,
+        no_sync: Callable[[], AbstractContextManager] = nullcontext,
     ) -> Iterator[Tensor]:
         """Add the gradient of `loss` to that of the parameters, a few patches at a time.
 
@@ -250,18 +234,18 @@ class GaussianDiffusion(nn.Module):
             patch_batch_size: see `predict`.
             micro_batches: how many batches of images share an optimizer step; each gradient is divided by it.
             autocast: opened around each forward pass.
-            each_pass: given whether a pass is the last one, returns the context for its forward and backward pass,
-                which yields the function that runs the backward pass; None: `Tensor.backward`.
+            backward: runs the backward pass of a scalar loss.
+            no_sync: returns the context of every pass but the last, in which processes do not exchange gradients.
 
         Yields:
             After each pass, the loss of each of its patches, (n,), detached.
         """
         patches, done = self._patches_of(x_0), 0
-        for batch in self.training_batches(x_0, t, noise, patch_batch_size):
-            done += len(batch.target)
-            with nullcontext(Tensor.backward) if each_pass is None else each_pass(done == patches) as backward:
+        for inputs, target in self.training_batches(x_0, t, noise, patch_batch_size):
+            done += len(target)
+            with nullcontext() if done == patches else no_sync():
                 with autocast:
-                    losses = self.patch_losses(batch)  # (n,)
+                    losses = self.patch_losses(inputs, target)  # (n,)
                 backward(losses.sum() / (patches * micro_batches))
             yield losses.detach()
 
@@ -282,8 +266,8 @@ class GaussianDiffusion(nn.Module):
             t = torch.randint(self.timesteps, x_0.shape[:1], device=x_0.device)
         if noise is None:
             noise = torch.randn_like(x_0)
-        (batch,) = self.training_batches(x_0, t, noise, patch_batch_size=None)
-        return self.patch_losses(batch).mean()
+        ((inputs, target),) = self.training_batches(x_0, t, noise, patch_batch_size=None)
+        return self.patch_losses(inputs, target).mean()
 
 
 def extract(coefficients: Tensor, t: Tensor) -> Tensor:

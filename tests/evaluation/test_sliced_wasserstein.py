@@ -16,7 +16,7 @@ from patch_based_ddpm.evaluation.sliced_wasserstein import (
     normalise,
     patches_per_image,
 )
-from patch_based_ddpm.model import patches
+from support import patches
 from support.face_images import crowd, images, mixed
 
 
