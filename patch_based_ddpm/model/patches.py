@@ -2,7 +2,7 @@
 
 Shapes: `b` images, `n` patches in the pass, `c` channels, `H W` image, `h w` patch, `N` patches a side, `k` halo.
 N divides H and W. A haloed patch has `k` more pixels of the image on every side: (h + 2k) x (w + 2k).
-`patch_indices` are (n,) int64 in [0, N*N*b), patch-major: `s * b + i` is patch `s` (row-major in the image) of image `i`.
+`patch_indices` are (n,) int64 in [0, N*N*b), patch-major: `s * b + i` is patch `s` (row-major) of image `i`.
 """
 
 from typing import NamedTuple
