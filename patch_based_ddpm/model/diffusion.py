@@ -30,7 +30,7 @@ class GaussianDiffusion(nn.Module):
     """A patch-wise denoiser and its noise schedule.
 
     Args:
-        unet: predicts from `PatchBatch` inputs; any callable module with the signature of `UNet.forward`.
+        unet: a module with the signature of `UNet.forward`.
         config: the sections `model` (geometry) and `diffusion` (schedule, objective, loss) are read.
 
     Attributes:
@@ -47,17 +47,17 @@ class GaussianDiffusion(nn.Module):
         self.patch_batching = PatchBatching()
         alpha_bar = self.exact_alpha_bar
         posterior = schedule.posterior(schedule.cosine_betas(self.timesteps))
-        self._register("alpha_bar", alpha_bar)
-        self._register("sqrt_alpha_bar", alpha_bar.sqrt())
-        self._register("sqrt_one_minus_alpha_bar", (1 - alpha_bar).sqrt())
-        self._register("posterior_x_0", posterior.x_0_coefficient)
-        self._register("posterior_x_t", posterior.x_t_coefficient)
-        self._register("posterior_variance", posterior.variance)
-        self._register("posterior_log_variance", posterior.log_variance)
-
-    def _register(self, name: str, values: Tensor) -> None:
-        # Not persistent: the schedule follows from the config.
-        self.register_buffer(name, values.float(), persistent=False)
+        buffers = {
+            "alpha_bar": alpha_bar,
+            "sqrt_alpha_bar": alpha_bar.sqrt(),
+            "sqrt_one_minus_alpha_bar": (1 - alpha_bar).sqrt(),
+            "posterior_x_0": posterior.x_0_coefficient,
+            "posterior_x_t": posterior.x_t_coefficient,
+            "posterior_variance": posterior.variance,
+            "posterior_log_variance": posterior.log_variance,
+        }
+        for name, values in buffers.items():  # not persistent, as they follow from the config
+            self.register_buffer(name, values.float(), persistent=False)
 
     @classmethod
     def from_config(cls, config: Config) -> GaussianDiffusion:
@@ -83,7 +83,7 @@ class GaussianDiffusion(nn.Module):
             patch_batch_size: patches per forward pass, counted over all images; None: all at once.
 
         Returns:
-            (b, c, H, W) float32: noise, x_0 or v, depending on `diffusion.objective`.
+            (b, c, H, W) float32: noise, x_0 or v, depending on `diffusion.objective` of the config.
 
         Raises:
             InputError: `patch_batch_size` is less than 1.
@@ -96,8 +96,8 @@ class GaussianDiffusion(nn.Module):
             size = self.patch_batching.size(total, patch_batch_size)
             patch_indices = self.patch_batching.indices(start, size, total, x_t.device)
             with suppress(torch.OutOfMemoryError):
-                inputs = patch_batch(padded, content, t, self.patch_divider, patch_indices, self.halo)
-                patches = self._denoise(inputs)  # (n, c, h, w)
+                inputs = (padded, content, t, self.patch_divider, patch_indices, self.halo)
+                patches = self._denoise(patch_batch(*inputs))  # (n, c, h, w)
                 scatter(prediction, self.patch_divider, patch_indices, patches)
                 start += size
                 continue
@@ -134,10 +134,7 @@ class GaussianDiffusion(nn.Module):
         pred_noise: x_0 = (x_t - sqrt(1 - alpha_bar_t) eps) / sqrt(alpha_bar_t)    DDPM eq. 15
         pred_v:     x_0 = sqrt(alpha_bar_t) x_t - sqrt(1 - alpha_bar_t) v          Salimans & Ho 2022, App. D
 
-        Args:
-            x_t: (b, c, H, W) noisy images.
-            t: (b,) int64 timesteps in [0, T).
-            patch_batch_size: see `predict`.
+        Args: see `predict`.
 
         Returns:
             (b, c, H, W) in [-1, 1]; NaN where the prediction is not finite (clipping would hide an infinity).
@@ -158,10 +155,7 @@ class GaussianDiffusion(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The reverse step p(x_{t-1} | x_t), as the posterior q(x_{t-1} | x_t, x_0) at the predicted, clipped x_0.
 
-        Args:
-            x_t: (b, c, H, W) noisy images.
-            t: (b,) int64 timesteps in [0, T).
-            patch_batch_size: see `predict`.
+        Args: see `predict`.
 
         Returns:
             mean (b, c, H, W), variance (b, 1, 1, 1) and log variance (b, 1, 1, 1).
@@ -187,11 +181,7 @@ class GaussianDiffusion(nn.Module):
     ) -> Iterator[tuple[PatchBatch, Tensor]]:
         """Diffuse images once, then iterate over their patches, a few at a time; each patch comes exactly once.
 
-        Args:
-            x_0: (b, c, H, W) in [-1, 1].
-            t: (b,) int64 in [0, T).
-            noise: (b, c, H, W) standard normal.
-            patch_batch_size: see `predict`.
+        Args: see `q_sample` and `predict`.
 
         Yields:
             The network's inputs, and its target (n, c, h, w). If passes are padded, the inputs are more: they repeat
