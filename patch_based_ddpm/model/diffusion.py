@@ -91,8 +91,8 @@ class GaussianDiffusion(nn.Module):
         content = global_content(x_t, self.patch_divider, self.halo)  # (b, c, h + 2k, w + 2k)
         padded = pad(x_t, self.halo)  # (b, c, H + 2k, W + 2k)
         prediction = torch.empty_like(x_t, dtype=torch.float32)  # (b, c, H, W)
-        start = 0
-        while start < (total := self._patches_of(x_t)):
+        start, total = 0, self.patch_divider**2 * len(x_t)
+        while start < total:
             size = self.patch_batching.size(total, patch_batch_size)
             patch_indices = self.patch_batching.indices(start, size, total, x_t.device)
             with suppress(torch.OutOfMemoryError):
@@ -103,9 +103,6 @@ class GaussianDiffusion(nn.Module):
                 continue
             self.patch_batching.shrink(size)  # here the error no longer holds tensors
         return prediction
-
-    def _patches_of(self, images: Tensor) -> int:
-        return self.patch_divider**2 * len(images)
 
     def _denoise(self, batch: PatchBatch) -> Tensor:
         # The network may be in half precision; everything outside it stays float32.
@@ -190,7 +187,7 @@ class GaussianDiffusion(nn.Module):
         x_t, target = self.q_sample(x_0, t, noise), self.target(x_0, t, noise)  # (b, c, H, W)
         content = global_content(x_t, self.patch_divider, self.halo)  # (b, c, h + 2k, w + 2k)
         x_t = pad(x_t, self.halo)  # (b, c, H + 2k, W + 2k)
-        total = self._patches_of(x_0)
+        total = self.patch_divider**2 * len(x_0)
         size = self.patch_batching.size(total, patch_batch_size)
         for start in range(0, total, size):
             patch_indices = self.patch_batching.indices(start, size, total, x_0.device)
@@ -230,7 +227,7 @@ class GaussianDiffusion(nn.Module):
         Yields:
             After each pass, the loss of each of its patches, (n,), detached.
         """
-        patches, done = self._patches_of(x_0), 0
+        patches, done = self.patch_divider**2 * len(x_0), 0
         for inputs, target in self.training_batches(x_0, t, noise, patch_batch_size):
             done += len(target)
             with nullcontext() if done == patches else no_sync():
@@ -240,15 +237,12 @@ class GaussianDiffusion(nn.Module):
             yield losses.detach()
 
     def loss(self, x_0: Tensor, t: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
-        """The training loss, the mean over all pixels of the whole images, all patches at once.
+        """The training loss of whole images, all patches at once: a scalar, the mean over all pixels.
 
         Args:
             x_0: (b, c, H, W) in [-1, 1].
             t: (b,) int64 in [0, T); None draws it uniformly.
             noise: (b, c, H, W); None draws it.
-
-        Returns:
-            A scalar.
 
         Source: DDPM eq. 14, with the configured distance.
         """

@@ -1,8 +1,8 @@
 """Tracks peak tensor memory by kind.
 
 The storages of tensors are counted as they are created and freed. So the count is the same in every run, on every
-device, and under fake tensors, which occupy nothing. Memory that a kernel allocates inside itself, the allocator's
-rounding and the libraries are not tensors; `peak_memory` includes them, in a live process.
+device, and under fake tensors, which occupy nothing. It leaves out the memory that a kernel allocates inside itself,
+the allocator's rounding and the libraries; `peak_memory` includes them.
 """
 
 from __future__ import annotations
@@ -49,10 +49,6 @@ class LiveMemory:
     """Counts live tensors while its context is open; `peak()` returns the result afterwards.
 
     Of the tensors that exist before, those of the module and the optimizer count.
-
-    Args:
-        module: the owner of weights, gradients and buffers.
-        optimizer: the owner of the optimizer's state.
     """
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -151,12 +147,6 @@ class _CountingMode(TorchDispatchMode):
         if function is torch.ops.aten._to_copy.default:
             self.memory.copies.append((self.memory.number(args[0]), *numbers))
         return result
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Start `peak_memory` of a GPU anew; that of a process cannot be reset."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory(device: torch.device) -> int:

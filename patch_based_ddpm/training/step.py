@@ -139,6 +139,7 @@ class TrainingStep:
             return reduce(torch.cat(list(losses)), "(s b) -> s", "mean", b=len(x_0))
 
     def _backward_pass(self, x_0: Tensor, loss: Tensor) -> None:
+        """Raises InputError when memory runs out while several processes exchange gradients."""
         try:
             self.accelerator.backward(loss)
         except torch.OutOfMemoryError as error:
