@@ -103,7 +103,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--batch-size", type=count, default=1, metavar="B", help="images in a step (default: 1)")
     add("--dtypes", type=_list_of(_dtype), default=list(DTYPES), help=f"default: {','.join(DTYPES)}")
-    add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", choices=("cpu", "cuda"), default=device, help="default: cuda where there is one")
     add("--repeats", type=count, default=5, metavar="R", help="rounds of timing (default: 5)")
     add("--out-dir", type=Path, default=Path("benchmark"), metavar="DIR", help="default: benchmark")
     add("--memory-only", action="store_true", help="leave the timing out")
@@ -113,8 +114,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--dim, --dim-mults and --image-size describe a model; they do not go with --config")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device is cuda, but PyTorch finds no CUDA GPU here")
-    if args.device is None:
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
     return args
 
 

@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args([re.sub("^--[^=]*", lambda flag: flag[0].replace("_", "-"), w) for w in words])
 
     def error(self, message: str) -> None:
-        self.exit(USAGE_ERROR, f"{self.prog}: {message}; --help lists what there is.\n")
+        self.exit(USAGE_ERROR, f"{self.prog}: {message}; --help lists all flags.\n")
 
 
 def whole_number(text: str, least: int) -> int:

@@ -28,7 +28,7 @@ from patch_based_ddpm.config import Config
 from patch_based_ddpm.model.diffusion import GaussianDiffusion
 from patch_based_ddpm.model.patch_batching import PatchBatching
 from patch_based_ddpm.model.unet import UNet
-from patch_based_ddpm.planning.live_memory import LiveMemory, peak_memory
+from patch_based_ddpm.planning.live_memory import LiveMemory, peak_memory, reset_peak_memory
 
 NETWORKS = {"baseline": BaselineUNet, "ours": UNet.from_config}
 WARM_UP, WARM_UP_COMPILED = 1, 3  # rounds that do not count; CUDA graphs are recorded in the second one
@@ -127,8 +127,7 @@ class Benchmark:
         with contextlib.suppress(torch.OutOfMemoryError):
             model = self._model(setting.network, setting.patch_divider, self._weights(setting))
             STEPS[self.kind](*model, setting, self.images)
-            if self.device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(self.device)
+            reset_peak_memory(self.device)
             with LiveMemory(*model) as live:
                 STEPS[self.kind](*model, setting, self.images)
             return asdict(live.peak()) | {"device": peak_memory(self.device)}

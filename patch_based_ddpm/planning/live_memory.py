@@ -149,6 +149,12 @@ class _CountingMode(TorchDispatchMode):
         return result
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Start `peak_memory` of a GPU anew; that of a process cannot be reset."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory(device: torch.device) -> int:
     """Peak bytes so far: on a GPU those that PyTorch allocated, on a CPU the process's resident memory."""
     if device.type == "cuda":
