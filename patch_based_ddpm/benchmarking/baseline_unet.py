@@ -1,8 +1,8 @@
 """The network without our optimisations: the baseline of the benchmark, and a reference for tests.
 
-Layer for layer that of the paper and its published code, without the savings of `model/layers.py`: tensors are in
+It has the layers of the paper and its published code, and none of the savings of `model/layers.py`: tensors are in
 channels-first layout, attention keeps queries, keys and values of all heads, nothing is computed in place, and the
-full-resolution skip, which no layer reads, is stored. Parameters have the names and shapes of those of `UNet`.
+full-resolution skip, which no layer reads, is stored. Parameters have the names and shapes of `UNet`'s.
 
 Shapes: `n` patches in the pass, `c` channels, `h w` the feature map's height and width at that level, `a` heads,
 `d` dim, `m` dim_mults.

@@ -56,18 +56,15 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` (n, c, h, w)."""
-        if self._is_slow_in_channels_last(x):
+        narrow = self.num_channels // self.num_groups < CPU_VECTOR
+        if narrow and x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16):
+            # Here PyTorch's kernel for channels_last is not vectorised: 3 to 13 times slower than with two copies.
             return self._normalise(x.contiguous()).contiguous(memory_format=torch.channels_last)
         return self._normalise(x)
 
     def _normalise(self, x: Tensor) -> Tensor:
         with _in_dtype_of(x):
             return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
-
-    def _is_slow_in_channels_last(self, x: Tensor) -> bool:
-        """Whether PyTorch's kernel is not vectorised for `x`. Two copies then cost 3 to 13 times less in bf16."""
-        narrow = self.num_channels // self.num_groups < CPU_VECTOR
-        return narrow and x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
 
 
 class Conv2d(nn.Conv2d):
