@@ -38,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = torch.device(args.device)
     config = _config(args)
     configs = {N: dataclasses.replace(config, model=config.model.divided(N)) for N in (1, *args.patch_dividers)}
-    source = None if args.memory_only else _source(config)  # before hours of measuring, as it may be missing
+    source = None
+    if not args.memory_only:  # before hours of measuring, as it may be missing
+        trainer, shape = config.trainer, config.model.image_shape
+        source = open_source(trainer.train_dataset_dir, *shape, trainer.seed, index_cache_dir=None)
     with explain_os_error(f"--out-dir {str(args.out_dir)!r} cannot be used"):
         args.out_dir.mkdir(parents=True, exist_ok=True)
         checkpoint_loading = measure.checkpoint_loading(configs[1], args.out_dir)
@@ -100,7 +103,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--batch-size", type=count, default=1, metavar="B", help="images in a step (default: 1)")
     add("--dtypes", type=_list_of(_dtype), default=list(DTYPES), help=f"default: {','.join(DTYPES)}")
-    add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", choices=("cpu", "cuda"), default=device, help="default: cuda where there is one")
     add("--repeats", type=count, default=5, metavar="R", help="rounds of timing (default: 5)")
     add("--out-dir", type=Path, default=Path("benchmark"), metavar="DIR", help="default: benchmark")
     add("--memory-only", action="store_true", help="leave the timing out")
@@ -110,8 +114,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--dim, --dim-mults and --image-size describe a model; they do not go with --config")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device is cuda, but PyTorch finds no CUDA GPU here")
-    if args.device is None:
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
     return args
 
 
@@ -145,8 +147,10 @@ def _config(args: argparse.Namespace) -> Config:
 
 
 def _machine(device: torch.device) -> dict[str, Any]:
+    listed = Path("/proc/cpuinfo")  # `platform` knows the processor's name on some systems only
+    named = re.search(r"model name\s*: (.*)", listed.read_text()) if listed.exists() else None
     return {
-        "processor": _processor(),
+        "processor": named[1] if named else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "system": platform.platform(),
@@ -154,19 +158,6 @@ def _machine(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
-
-
-def _processor() -> str:
-    """Its name, which `platform` has on some systems only."""
-    listed = Path("/proc/cpuinfo")
-    named = re.search(r"model name\s*: (.*)", listed.read_text()) if listed.exists() else None
-    return named[1] if named else platform.processor() or platform.machine()
-
-
-def _source(config: Config) -> Source:
-    return open_source(
-        config.trainer.train_dataset_dir, *config.model.image_shape, config.trainer.seed, index_cache_dir=None
-    )
 
 
 def _data_loading(config: Config, source: Source, args: argparse.Namespace) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Shared by the commands: the argument parser, types of flags, errors as one sentence, the accelerator."""
+"""Shared by all commands: the argument parser, types of flags, errors as one sentence, the accelerator."""
 
 import argparse
+import functools
 import re
 import signal
 import sys
@@ -29,27 +30,25 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs) -> None:
         super().__init__(allow_abbrev=False, **kwargs)
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
-        args = sys.argv[1:] if args is None else args
-        return super().parse_args([_with_hyphens(word) for word in args], namespace)
+    def parse_args(self, args: Sequence[str] | None = None) -> argparse.Namespace:
+        words = sys.argv[1:] if args is None else args
+        return super().parse_args([re.sub("^--[^=]*", lambda flag: flag[0].replace("_", "-"), w) for w in words])
 
     def error(self, message: str) -> None:
-        self.exit(USAGE_ERROR, f"{self.prog}: {message}; --help lists what there is.\n")
+        self.exit(USAGE_ERROR, f"{self.prog}: {message}; --help lists all flags.\n")
 
 
-def _with_hyphens(word: str) -> str:
-    flag, equals, value = word.partition("=")
-    return flag.replace("_", "-") + equals + value if flag.startswith("--") else word
+def whole_number(text: str, least: int) -> int:
+    """A whole number, for `type=`."""
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least {least}")
+    if int(text) >= COUNT_LIMIT:
+        raise argparse.ArgumentTypeError(f"{text!r} must be less than {COUNT_LIMIT}")
+    return int(text)
 
 
-def positive_int(text: str) -> int:
-    """A whole number of at least 1, for `type=`."""
-    return _whole_number(text, least=1)
-
-
-def non_negative_int(text: str) -> int:
-    """A whole number of at least 0, for `type=`."""
-    return _whole_number(text, least=0)
+non_negative_int = functools.partial(whole_number, least=0)
+positive_int = functools.partial(whole_number, least=1)
 
 
 def byte_count(text: str) -> int:
@@ -70,16 +69,8 @@ def add_max_memory(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _whole_number(text: str, least: int) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least {least}")
-    if int(text) >= COUNT_LIMIT:
-        raise argparse.ArgumentTypeError(f"{text!r} must be less than {COUNT_LIMIT}")
-    return int(text)
-
-
 def allow_tf32() -> None:
-    """Use TensorFloat-32 for float32 matrix products on a GPU; PyTorch's convolutions use it by default."""
+    """Use TensorFloat-32 for float32 matrix products on a GPU, as PyTorch's convolutions do by default."""
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
 

@@ -105,6 +105,11 @@ class ModelConfig:
     )
 
     @property
+    def first_width(self) -> int:
+        """Channels after the first convolution."""
+        return self.dim // 3 * 2 if self.init_dim is None else self.init_dim
+
+    @property
     def image_shape(self) -> tuple[int, int]:
         """(H, W) in pixels."""
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size

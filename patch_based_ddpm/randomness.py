@@ -34,13 +34,8 @@ def generator(*names: int, device: torch.device | str = "cpu") -> torch.Generato
 
     Returns:
         A freshly seeded generator.
-
-    Raises:
-        ValueError: a name is not an integer in [0, 2^64).
     """
-    for name in names:
-        if not isinstance(name, (int, np.integer)) or not 0 <= name < 2**64:
-            raise ValueError(f"a generator's name is {name!r}; it must be an integer in [0, 2^64).")
+    assert all(isinstance(name, (int, np.integer)) and 0 <= name < 2**64 for name in names), names
     # SeedSequence equates (1, 2) with (1, 2, 0), and 2^32 with (0, 1). Words of one width after their count differ.
     words = [len(names), *(int(name) >> shift & 0xFFFFFFFF for name in names for shift in (0, 32))]
     seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])

@@ -1,11 +1,11 @@
 """The network without our optimisations: the baseline of the benchmark, and a reference for tests.
 
-Layer for layer that of the paper and its published code, without the savings of `model/layers.py`: tensors are in
+It has the layers of the paper and its published code, and none of the savings of `model/layers.py`: tensors are in
 channels-first layout, attention keeps queries, keys and values of all heads, nothing is computed in place, and the
-full-resolution skip, which no layer reads, is stored. Parameters have the names and shapes of those of `UNet`.
+full-resolution skip, which no layer reads, is stored. Parameters have the names and shapes of `UNet`'s.
 
 Shapes: `n` patches in the pass, `c` channels, `h w` the feature map's height and width at that level, `a` heads,
-`N` patches a side, `d` dim, `m` dim_mults.
+`d` dim, `m` dim_mults.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ class Condition(nn.Module):
         self.join = nn.Linear(2 * model.dim if model.position_conditioning else model.dim, 4 * model.dim)
 
     def forward(self, t: Tensor, position: Tensor) -> Tensor:
-        """Map `t` (n,) int64 and `position` (n, N*N) to (n, 4d)."""
         half = self.dim // 2
         frequencies = torch.exp(torch.arange(half, device=t.device) * (-math.log(10000) / (half - 1)))
         angles = t[:, None] * frequencies[None, :]  # (n, d/2)
@@ -47,7 +46,7 @@ class Condition(nn.Module):
 
 
 class ChannelNorm(nn.Module):
-    """Layer normalisation over the channels of each pixel, from mean and variance."""
+    """Layer normalisation over the channels of each pixel: (x - mean) / sqrt(variance + eps) * gain + bias."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -55,7 +54,6 @@ class ChannelNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(x - mean) / sqrt(variance + eps) * gain + bias, of `x` (n, c, h, w)."""
         mean = x.mean(dim=1, keepdim=True)  # (n, 1, h, w)
         variance = x.var(dim=1, unbiased=False, keepdim=True)  # (n, 1, h, w)
         return (x - mean) / (variance + EPS).sqrt() * self.gain[:, None, None] + self.bias[:, None, None]
@@ -64,25 +62,23 @@ class ChannelNorm(nn.Module):
 class ResBlock(nn.Module):
     """Convolution, norm, modulation, SiLU; convolution, norm, SiLU; plus the input."""
 
-    def __init__(self, in_channels: int, out_channels: int, condition_dim: int | None, groups: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, model: ModelConfig, *, conditioned: bool = True) -> None:
         super().__init__()
         self.conv_1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm_1 = nn.GroupNorm(groups, out_channels, eps=EPS)
-        self.modulation = nn.Linear(condition_dim, 2 * out_channels) if condition_dim is not None else None
+        self.norm_1 = nn.GroupNorm(model.resnet_block_groups, out_channels, eps=EPS)
+        self.modulation = nn.Linear(4 * model.dim, 2 * out_channels) if conditioned else None
         self.conv_2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.norm_2 = nn.GroupNorm(groups, out_channels, eps=EPS)
+        self.norm_2 = nn.GroupNorm(model.resnet_block_groups, out_channels, eps=EPS)
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Map `x` (n, in_channels, h, w) to (n, out_channels, h, w) under `condition` (n, condition_dim)."""
         h = self.norm_1(self.conv_1(x))
         if self.modulation is not None:
-            modulation = self.modulation(F.silu(condition))  # (n, 2 out_channels)
-            scale, shift = rearrange(modulation, "n c -> n c 1 1").chunk(2, dim=1)
+            scale, shift = self.modulation(F.silu(condition))[:, :, None, None].chunk(2, dim=1)
             h = h * (scale + 1) + shift
         h = F.silu(h)
         h = F.silu(self.norm_2(self.conv_2(h)))
-        return h + self.skip(x)
+        return h + self.skip(x)  # (n, out_channels, h, w)
 
 
 class Attention(nn.Module):
@@ -95,21 +91,18 @@ class Attention(nn.Module):
         self.to_out = nn.Conv2d(HEADS * HEAD_CHANNELS, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x + attention(norm(x)) for `x` (n, c, h, w)."""
         q, k, v = self._heads(x)
         similarity = einsum("naci,nacj->naij", q * HEAD_CHANNELS**-0.5, k)  # (n, a, h*w, h*w)
         out = einsum("naij,nacj->naci", similarity.softmax(dim=-1), v)  # (n, a, 32, h*w)
-        return x + self.to_out(self._joined(out, x))
+        return x + self._project(out, x.shape[2])
 
-    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v, each (n, a, 32, h*w)."""
-        parts = self.to_qkv(self.norm(x)).chunk(3, dim=1)  # (n, 128, h, w) each
-        q, k, v = (rearrange(part, "n (a c) h w -> n a c (h w)", a=HEADS) for part in parts)
-        return q, k, v
+    def _heads(self, x: Tensor) -> Tensor:
+        """q, k and v, (3, n, a, 32, h*w)."""
+        qkv = self.to_qkv(self.norm(x))  # (n, 3*128, h, w)
+        return rearrange(qkv, "n (qkv a c) h w -> qkv n a c (h w)", qkv=3, a=HEADS)
 
-    def _joined(self, out: Tensor, x: Tensor) -> Tensor:
-        """The heads side by side, (n, 128, h, w)."""
-        return rearrange(out, "n a c (h w) -> n (a c) h w", h=x.shape[2])
+    def _project(self, out: Tensor, height: int) -> Tensor:
+        return self.to_out(rearrange(out, "n a c (h w) -> n (a c) h w", h=height))  # (n, c, h, w)
 
 
 class LinearAttention(Attention):
@@ -120,13 +113,12 @@ class LinearAttention(Attention):
         self.norm_out = ChannelNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x + attention(norm(x)) for `x` (n, c, h, w)."""
         q, k, v = self._heads(x)
         q = q.softmax(dim=2) * HEAD_CHANNELS**-0.5
         k = k.softmax(dim=3)
         context = einsum("nacp,naep->nace", k, v)  # (n, a, 32, 32)
         out = einsum("nace,nacp->naep", context, q)  # (n, a, 32, h*w)
-        return x + self.norm_out(self.to_out(self._joined(out, x)))
+        return x + self.norm_out(self._project(out, x.shape[2]))
 
 
 class Level(nn.Module):
@@ -134,8 +126,8 @@ class Level(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, model: ModelConfig, resample: nn.Module) -> None:
         super().__init__()
-        self.block_1 = ResBlock(in_channels, out_channels, 4 * model.dim, model.resnet_block_groups)
-        self.block_2 = ResBlock(out_channels, out_channels, 4 * model.dim, model.resnet_block_groups)
+        self.block_1 = ResBlock(in_channels, out_channels, model)
+        self.block_2 = ResBlock(out_channels, out_channels, model)
         self.attention = LinearAttention(out_channels)
         self.resample = resample
 
@@ -150,27 +142,26 @@ class BaselineUNet(nn.Module):
         super().__init__()
         self.global_content = model.global_content_conditioning
         widths = [model.dim * mult for mult in model.dim_mults]
-        first = model.dim // 3 * 2 if model.init_dim is None else model.init_dim
-        seen = 2 * model.channels if self.global_content else model.channels
         self.condition = Condition(model)
-        self.conv_in = nn.Conv2d(seen, first, 7, padding=3)
+        in_channels = 2 * model.channels if self.global_content else model.channels
+        self.conv_in = nn.Conv2d(in_channels, model.first_width, 7, padding=3)
 
         self.encoder = nn.ModuleList()
-        for before, width in zip([first, *widths], widths):
+        for before, width in zip([model.first_width, *widths], widths):
             downsample = nn.Conv2d(width, width, 4, stride=2, padding=1)
             self.encoder.append(Level(before, width, model, downsample))
         self.encoder[-1].resample = nn.Identity()
 
-        self.middle_1 = ResBlock(widths[-1], widths[-1], 4 * model.dim, model.resnet_block_groups)
+        self.middle_1 = ResBlock(widths[-1], widths[-1], model)
         self.middle_attention = Attention(widths[-1])
-        self.middle_2 = ResBlock(widths[-1], widths[-1], 4 * model.dim, model.resnet_block_groups)
+        self.middle_2 = ResBlock(widths[-1], widths[-1], model)
 
         self.decoder = nn.ModuleList()
         for width, after in zip(widths[:0:-1], widths[-2::-1]):
             upsample = nn.ConvTranspose2d(after, after, 4, stride=2, padding=1)
             self.decoder.append(Level(2 * width, after, model, upsample))
 
-        self.block_out = ResBlock(model.dim, model.dim, None, model.resnet_block_groups)
+        self.block_out = ResBlock(model.dim, model.dim, model, conditioned=False)
         self.conv_out = nn.Conv2d(model.dim, model.channels, 1)
 
     def forward(self, patches: Tensor, content: Tensor, position: Tensor, t: Tensor) -> Tensor:

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from patch_based_ddpm import checkpoint, samplers
 from patch_based_ddpm.benchmarking.baseline_unet import BaselineUNet
 from patch_based_ddpm.command_line import DTYPES, compile_mode
 from patch_based_ddpm.config import Config
-from patch_based_ddpm.errors import OnePatchTooMany
 from patch_based_ddpm.model.diffusion import GaussianDiffusion
 from patch_based_ddpm.model.patch_batching import PatchBatching
 from patch_based_ddpm.model.unet import UNet
@@ -55,14 +54,7 @@ class Setting:
 def settings(
     patch_dividers: Iterable[int], patch_batch_sizes: Sequence[int | None], dtypes: Sequence[str], images: int
 ) -> list[Setting]:
-    """The baselines (on whole images, and for each N on all patches at once) and our network in every combination.
-
-    Args:
-        patch_dividers: each N.
-        patch_batch_sizes: patches per pass, counted over all images; None: all.
-        dtypes: see `Setting`.
-        images: b.
-    """
+    """The baselines (on whole images, and for each N on all patches at once) and our network in every combination."""
     chosen = [Setting("baseline", 1, images, "float32")]
     for divider in patch_dividers:
         total = divider**2 * images
@@ -75,17 +67,20 @@ def settings(
 Model = tuple[GaussianDiffusion, torch.optim.Optimizer | None]  # the optimizer in training
 
 
+class _FixedPatchBatching(PatchBatching):
+    """Keeps the size of passes when memory runs out: smaller ones are another setting."""
+
+    def shrink(self, size: int) -> None:
+        raise torch.OutOfMemoryError
+
+
 def sampling_step(diffusion: GaussianDiffusion, _optimizer: None, setting: Setting, images: int) -> None:
     """Draw b images by the first step of ancestral sampling."""
-    diffusion.patch_batching.limit = None
-    with torch.inference_mode(), contextlib.suppress(OnePatchTooMany):
+    with torch.inference_mode():
         x_T = torch.randn(images, *diffusion.image_shape, device=diffusion.alpha_bar.device)  # (b, c, H, W)
         # Of two steps the first, as the last one draws no noise.
         options = {"noise": lambda: torch.randn_like(x_T), "steps": 2, "progress": lambda timesteps: timesteps[:1]}
         samplers.ddpm(diffusion, x_T, patch_batch_size=setting.patches, **options)
-        if diffusion.patch_batching.limit is None:
-            return
-    raise torch.OutOfMemoryError  # the sampler went on with fewer patches per pass, which is another setting
 
 
 def training_step(
@@ -152,8 +147,7 @@ class Benchmark:
         for setting in chosen:
             with contextlib.suppress(torch.OutOfMemoryError):
                 model = shared(setting.network, setting.patch_divider, self._weights(setting))
-                compiled = self.compiled and setting.network == "ours"
-                models[setting] = self._compile(*model) if compiled else model
+                models[setting] = self._compile(*model) if self.compiled and setting.network == "ours" else model
         seconds = {setting: [] for setting in models}
         warm_up = WARM_UP_COMPILED if self.compiled else WARM_UP
         for number in tqdm(range(warm_up + repeats), desc=self.kind, dynamic_ncols=True):
@@ -175,15 +169,18 @@ class Benchmark:
         config, trained = self.configs[patch_divider], self.kind == "training"
         unet = NETWORKS[network](config.model).to(self.device, weights).requires_grad_(trained)
         optimizer = torch.optim.Adam(unet.parameters(), lr=config.trainer.train_lr, fused=True) if trained else None
-        return GaussianDiffusion(unet, config).to(self.device), optimizer
+        return self._diffusion(unet, config), optimizer
 
     def _compile(self, diffusion: GaussianDiffusion, optimizer: torch.optim.Optimizer | None) -> Model:
         """The same weights, compiled for one setting as `sample` and `train` do."""
         mode = compile_mode(self.device) if self.kind == "sampling" else None
         unet = torch.compile(diffusion.unet, fullgraph=True, dynamic=False, isolate_recompiles=True, mode=mode)
-        compiled = GaussianDiffusion(unet, diffusion.config).to(self.device)
-        compiled.patch_batching = PatchBatching(padded=True)
-        return compiled, optimizer
+        return self._diffusion(unet, diffusion.config, padded=True), optimizer
+
+    def _diffusion(self, unet: nn.Module, config: Config, *, padded: bool = False) -> GaussianDiffusion:
+        diffusion = GaussianDiffusion(unet, config).to(self.device)
+        diffusion.patch_batching = _FixedPatchBatching(padded=padded)
+        return diffusion
 
     def _now(self) -> float:
         if self.device.type == "cuda":

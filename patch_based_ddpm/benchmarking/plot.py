@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +19,7 @@ PANEL_INCHES = 7.0
 
 
 def save_plot(report: dict[str, Any], path: Path) -> None:
-    """Draw activation memory and, where it was measured, time over N.
-
-    Args:
-        report: the content of benchmark.json.
-        path: the PNG file to write.
-    """
+    """Draw activation memory and, where it was measured, time over N, from the content of benchmark.json."""
     from matplotlib.figure import Figure
 
     panels = [_draw_memory, _draw_time] if report["repeats"] else [_draw_memory]
@@ -49,12 +44,10 @@ def _draw_memory(axes: Axes, report: dict[str, Any]) -> None:
             label = f"{kind}, baseline, whole image"
             axes.axhline(peak["activations"] / MIB, color=colour, linestyle="--", label=label)
         for marker, (label, rows) in zip(cycle(MARKERS), _curves(report)):
-            points = [
-                (row["patch_divider"], peak["activations"] / MIB)
-                for row in rows
-                if (peak := row["memory"][kind]) is not None
-            ]
-            _curve(axes, points, f"{kind}, {label}", marker, colour)
+            fitting = [row for row in rows if row["memory"][kind] is not None]
+            dividers = [row["patch_divider"] for row in fitting]
+            peaks = [row["memory"][kind]["activations"] / MIB for row in fitting]
+            axes.plot(dividers, peaks, marker=marker, color=colour, label=f"{kind}, {label}")
     axes.set_ylabel("peak activations, MiB")
 
 
@@ -62,16 +55,13 @@ def _draw_time(axes: Axes, report: dict[str, Any]) -> None:
     axes.axhline(1, color="black", linestyle="--", label="baseline, whole image")
     for kind, colour in COLOURS.items():
         for marker, (label, rows) in zip(cycle(MARKERS), _curves(report)):
-            ratios = [(row["patch_divider"], relative_time(report, row, kind, "whole image")) for row in rows]
-            ratios = [(divider, *ratio) for divider, ratio in ratios if ratio is not None]
-            _curve(axes, [(divider, median) for divider, median, _, _ in ratios], f"{kind}, {label}", marker, colour)
-            for divider, _, least, most in ratios:
+            ratios = {row["patch_divider"]: relative_time(report, row, kind, "whole image") for row in rows}
+            ratios = {divider: ratio for divider, ratio in ratios.items() if ratio is not None}
+            medians = [median for median, _, _ in ratios.values()]
+            axes.plot(list(ratios), medians, marker=marker, color=colour, label=f"{kind}, {label}")
+            for divider, (_, least, most) in ratios.items():
                 axes.vlines(divider, least, most, color=colour, alpha=0.4)
     axes.set_ylabel("time per image / baseline on whole images")
-
-
-def _curve(axes: Axes, points: Sequence[tuple[int, float]], label: str, marker: str, colour: str) -> None:
-    axes.plot([x for x, _ in points], [y for _, y in points], marker=marker, color=colour, label=label)
 
 
 def _curves(report: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from patch_based_ddpm.planning.live_memory import KINDS, MIB
@@ -35,11 +35,7 @@ DEFINITIONS = {
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """All tables of a report, without those of figures that were not measured.
-
-    Args:
-        report: the content of benchmark.json.
-    """
+    """The tables of a report, the content of benchmark.json, without figures that were not measured."""
     machine, model = report["machine"], report["config"]["model"]
     gpu = f"{machine['gpu']}, " if report["device"] == "cuda" else ""
     lines = [
@@ -52,8 +48,7 @@ def markdown(report: dict[str, Any]) -> str:
             lines += ["", *table(report, kind)]
     size, peak = (report["checkpoint_loading"][name] / MIB for name in ("file", "peak"))
     lines += ["", f"Loading a checkpoint to sample: file {size:,.1f} MiB, peak host memory {peak:,.1f} MiB."]
-    if report["data_loading"]:
-        loading = report["data_loading"]
+    if loading := report["data_loading"]:
         median, least, most = _spread(loading["images_per_second"])
         number = loading["num_workers"]
         workers = "a worker for each core" if number is None else f"{number} worker(s)"
@@ -68,11 +63,8 @@ def markdown(report: dict[str, Any]) -> str:
 def _memory_table(report: dict[str, Any], kind: str) -> Iterable[str]:
     device = "allocator" if report["device"] == "cuda" else "process, never falls"
     columns = ("activations", *(name for name in KINDS if name != "activations"), "total")
-
-    def cells(row: dict[str, Any]) -> list[str] | None:
-        peak = row["memory"][kind]
-        return peak and [f"{peak[name] / MIB:,.1f}" for name in (*columns, "device")]
-
+    peaks = [row["memory"][kind] for row in report["settings"]]
+    cells = [peak and [f"{peak[name] / MIB:,.1f}" for name in (*columns, "device")] for peak in peaks]
     return _table(report, f"Memory of a {STEP_NAMES[kind]}, MiB:", (*columns, device), cells)
 
 
@@ -86,19 +78,19 @@ def _time_table(report: dict[str, Any], kind: str) -> Iterable[str]:
         return [f"{seconds:.4g}", f"{report['batch_size'] / seconds:.4g}", *ratios]
 
     columns = ("seconds", "images/s", *(f"time / {name}" for name in BASELINES))
-    return _table(report, f"Time of a {STEP_NAMES[kind]}:", columns, cells)
+    return _table(report, f"Time of a {STEP_NAMES[kind]}:", columns, map(cells, report["settings"]))
 
 
 def _table(
-    report: dict[str, Any], title: str, columns: Sequence[str], cells: Callable[[dict[str, Any]], list[str] | None]
+    report: dict[str, Any], title: str, columns: Sequence[str], cells: Iterable[list[str] | None]
 ) -> Iterable[str]:
-    """Lines of a table of all settings; `cells` returns None for one that ran out of memory."""
+    """Lines of a table of all settings; the cells of a setting that ran out of memory are None."""
     header = ("network", "N", "patches per pass", "dtype", *columns)
     yield from (title, "", _line(header), "|" + "---|" * len(header))
-    for row in report["settings"]:
+    for row, figures in zip(report["settings"], cells):
         total = row["patch_divider"] ** 2 * report["batch_size"]
         patches = f"all {total}" if row["patches"] == total else str(row["patches"])
-        figures = cells(row) or [OUT_OF_MEMORY, *[""] * (len(columns) - 1)]
+        figures = figures or [OUT_OF_MEMORY, *[""] * (len(columns) - 1)]
         yield _line((row["network"], str(row["patch_divider"]), patches, row["dtype"], *figures))
 
 

@@ -10,8 +10,7 @@ Shapes: `b` images, `n` patches in the pass, `c` channels, `H W` image, `h w` pa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import torch
 from einops import rearrange, reduce
@@ -27,23 +26,11 @@ from patch_based_ddpm.model.unet import UNet
 LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss, "huber": F.huber_loss}
 
 
-class TrainingBatch(NamedTuple):
-    """Noisy patches and the targets of the network.
-
-    Attributes:
-        inputs: n patches, followed by repetitions of the last one if passes are padded.
-        target: (n, c, h, w).
-    """
-
-    inputs: PatchBatch
-    target: Tensor
-
-
 class GaussianDiffusion(nn.Module):
     """A patch-wise denoiser and its noise schedule.
 
     Args:
-        unet: predicts from `PatchBatch` inputs; any callable module with the signature of `UNet.forward`.
+        unet: a module with the signature of `UNet.forward`.
         config: the sections `model` (geometry) and `diffusion` (schedule, objective, loss) are read.
 
     Attributes:
@@ -60,17 +47,17 @@ class GaussianDiffusion(nn.Module):
         self.patch_batching = PatchBatching()
         alpha_bar = self.exact_alpha_bar
         posterior = schedule.posterior(schedule.cosine_betas(self.timesteps))
-        self._register("alpha_bar", alpha_bar)
-        self._register("sqrt_alpha_bar", alpha_bar.sqrt())
-        self._register("sqrt_one_minus_alpha_bar", (1 - alpha_bar).sqrt())
-        self._register("posterior_x_0", posterior.x_0_coefficient)
-        self._register("posterior_x_t", posterior.x_t_coefficient)
-        self._register("posterior_variance", posterior.variance)
-        self._register("posterior_log_variance", posterior.log_variance)
-
-    def _register(self, name: str, values: Tensor) -> None:
-        # Not persistent: the schedule follows from the config.
-        self.register_buffer(name, values.float(), persistent=False)
+        buffers = {
+            "alpha_bar": alpha_bar,
+            "sqrt_alpha_bar": alpha_bar.sqrt(),
+            "sqrt_one_minus_alpha_bar": (1 - alpha_bar).sqrt(),
+            "posterior_x_0": posterior.x_0_coefficient,
+            "posterior_x_t": posterior.x_t_coefficient,
+            "posterior_variance": posterior.variance,
+            "posterior_log_variance": posterior.log_variance,
+        }
+        for name, values in buffers.items():  # not persistent, as they follow from the config
+            self.register_buffer(name, values.float(), persistent=False)
 
     @classmethod
     def from_config(cls, config: Config) -> GaussianDiffusion:
@@ -96,7 +83,7 @@ class GaussianDiffusion(nn.Module):
             patch_batch_size: patches per forward pass, counted over all images; None: all at once.
 
         Returns:
-            (b, c, H, W) float32: noise, x_0 or v, depending on `diffusion.objective`.
+            (b, c, H, W) float32: noise, x_0 or v, depending on `diffusion.objective` of the config.
 
         Raises:
             InputError: `patch_batch_size` is less than 1.
@@ -104,24 +91,18 @@ class GaussianDiffusion(nn.Module):
         content = global_content(x_t, self.patch_divider, self.halo)  # (b, c, h + 2k, w + 2k)
         padded = pad(x_t, self.halo)  # (b, c, H + 2k, W + 2k)
         prediction = torch.empty_like(x_t, dtype=torch.float32)  # (b, c, H, W)
-        start = 0
-        while start < (total := self._patches_of(x_t)):
+        start, total = 0, self.patch_divider**2 * len(x_t)
+        while start < total:
             size = self.patch_batching.size(total, patch_batch_size)
             patch_indices = self.patch_batching.indices(start, size, total, x_t.device)
-            try:
+            with suppress(torch.OutOfMemoryError):
                 inputs = (padded, content, t, self.patch_divider, patch_indices, self.halo)
                 patches = self._denoise(patch_batch(*inputs))  # (n, c, h, w)
-            except torch.OutOfMemoryError:
-                patches = None
-            if patches is None:  # outside of the handler, where the error no longer holds tensors
-                self.patch_batching.shrink(size)
+                scatter(prediction, self.patch_divider, patch_indices, patches)
+                start += size
                 continue
-            scatter(prediction, self.patch_divider, patch_indices, patches)
-            start += size
+            self.patch_batching.shrink(size)  # here the error no longer holds tensors
         return prediction
-
-    def _patches_of(self, images: Tensor) -> int:
-        return self.patch_divider**2 * len(images)
 
     def _denoise(self, batch: PatchBatch) -> Tensor:
         # The network may be in half precision; everything outside it stays float32.
@@ -150,10 +131,7 @@ class GaussianDiffusion(nn.Module):
         pred_noise: x_0 = (x_t - sqrt(1 - alpha_bar_t) eps) / sqrt(alpha_bar_t)    DDPM eq. 15
         pred_v:     x_0 = sqrt(alpha_bar_t) x_t - sqrt(1 - alpha_bar_t) v          Salimans & Ho 2022, App. D
 
-        Args:
-            x_t: (b, c, H, W) noisy images.
-            t: (b,) int64 timesteps in [0, T).
-            patch_batch_size: see `predict`.
+        Args: see `predict`.
 
         Returns:
             (b, c, H, W) in [-1, 1]; NaN where the prediction is not finite (clipping would hide an infinity).
@@ -174,10 +152,7 @@ class GaussianDiffusion(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The reverse step p(x_{t-1} | x_t), as the posterior q(x_{t-1} | x_t, x_0) at the predicted, clipped x_0.
 
-        Args:
-            x_t: (b, c, H, W) noisy images.
-            t: (b,) int64 timesteps in [0, T).
-            patch_batch_size: see `predict`.
+        Args: see `predict`.
 
         Returns:
             mean (b, c, H, W), variance (b, 1, 1, 1) and log variance (b, 1, 1, 1).
@@ -200,35 +175,30 @@ class GaussianDiffusion(nn.Module):
 
     def training_batches(
         self, x_0: Tensor, t: Tensor, noise: Tensor, patch_batch_size: int | None
-    ) -> Iterator[TrainingBatch]:
-        """Diffuse images once, then iterate over their patches, a few at a time.
+    ) -> Iterator[tuple[PatchBatch, Tensor]]:
+        """Diffuse images once, then iterate over their patches, a few at a time; each patch comes exactly once.
 
-        Args:
-            x_0: (b, c, H, W) in [-1, 1].
-            t: (b,) int64 in [0, T).
-            noise: (b, c, H, W) standard normal.
-            patch_batch_size: see `predict`.
+        Args: see `q_sample` and `predict`.
 
         Yields:
-            Batches that together hold each of the N*N*b patches exactly once.
+            The network's inputs, and its target (n, c, h, w). If passes are padded, the inputs are more: they repeat
+            the last patch.
         """
         x_t, target = self.q_sample(x_0, t, noise), self.target(x_0, t, noise)  # (b, c, H, W)
         content = global_content(x_t, self.patch_divider, self.halo)  # (b, c, h + 2k, w + 2k)
         x_t = pad(x_t, self.halo)  # (b, c, H + 2k, W + 2k)
-        total = self._patches_of(x_0)
+        total = self.patch_divider**2 * len(x_0)
         size = self.patch_batching.size(total, patch_batch_size)
         for start in range(0, total, size):
             patch_indices = self.patch_batching.indices(start, size, total, x_0.device)
-            yield TrainingBatch(
-                inputs=patch_batch(x_t, content, t, self.patch_divider, patch_indices, self.halo),
-                target=gather(target, self.patch_divider, patch_indices[: total - start]),
-            )
+            inputs = patch_batch(x_t, content, t, self.patch_divider, patch_indices, self.halo)
+            yield inputs, gather(target, self.patch_divider, patch_indices[: total - start])
 
-    def patch_losses(self, batch: TrainingBatch) -> Tensor:
+    def patch_losses(self, inputs: PatchBatch, target: Tensor) -> Tensor:
         """The mean loss over the pixels of each patch, (n,). Its mean over all patches is the loss of the images."""
         loss = LOSSES[self.config.diffusion.loss_type]
-        prediction = self._denoise(batch.inputs)[: len(batch.target)]
-        return reduce(loss(prediction, batch.target, reduction="none"), "n c h w -> n", "mean")
+        prediction = self._denoise(inputs)[: len(target)]
+        return reduce(loss(prediction, target, reduction="none"), "n c h w -> n", "mean")
 
     def accumulate_gradient(
         self,
@@ -239,7 +209,8 @@ class GaussianDiffusion(nn.Module):
         *,
         micro_batches: int = 1,
         autocast: AbstractContextManager = nullcontext(),  # noqa: B008 - it has no state
-        each_pass: Callable[[bool], AbstractContextManager[Callable[[Tensor], None]]] | None = None,
+        backward: Callable[[Tensor], None] = Tensor.backward,
+        no_sync: Callable[[], AbstractContextManager] = nullcontext,
     ) -> Iterator[Tensor]:
         """Add the gradient of `loss` to that of the parameters, a few patches at a time.
 
@@ -250,31 +221,28 @@ class GaussianDiffusion(nn.Module):
             patch_batch_size: see `predict`.
             micro_batches: how many batches of images share an optimizer step; each gradient is divided by it.
             autocast: opened around each forward pass.
-            each_pass: given whether a pass is the last one, returns the context for its forward and backward pass,
-                which yields the function that runs the backward pass; None: `Tensor.backward`.
+            backward: runs the backward pass of a scalar loss.
+            no_sync: returns the context of every pass but the last, in which processes do not exchange gradients.
 
         Yields:
             After each pass, the loss of each of its patches, (n,), detached.
         """
-        patches, done = self._patches_of(x_0), 0
-        for batch in self.training_batches(x_0, t, noise, patch_batch_size):
-            done += len(batch.target)
-            with nullcontext(Tensor.backward) if each_pass is None else each_pass(done == patches) as backward:
+        patches, done = self.patch_divider**2 * len(x_0), 0
+        for inputs, target in self.training_batches(x_0, t, noise, patch_batch_size):
+            done += len(target)
+            with nullcontext() if done == patches else no_sync():
                 with autocast:
-                    losses = self.patch_losses(batch)  # (n,)
+                    losses = self.patch_losses(inputs, target)  # (n,)
                 backward(losses.sum() / (patches * micro_batches))
             yield losses.detach()
 
     def loss(self, x_0: Tensor, t: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
-        """The training loss, the mean over all pixels of the whole images, all patches at once.
+        """The training loss of whole images, all patches at once: a scalar, the mean over all pixels.
 
         Args:
             x_0: (b, c, H, W) in [-1, 1].
             t: (b,) int64 in [0, T); None draws it uniformly.
             noise: (b, c, H, W); None draws it.
-
-        Returns:
-            A scalar.
 
         Source: DDPM eq. 14, with the configured distance.
         """
@@ -282,8 +250,8 @@ class GaussianDiffusion(nn.Module):
             t = torch.randint(self.timesteps, x_0.shape[:1], device=x_0.device)
         if noise is None:
             noise = torch.randn_like(x_0)
-        (batch,) = self.training_batches(x_0, t, noise, patch_batch_size=None)
-        return self.patch_losses(batch).mean()
+        ((inputs, target),) = self.training_batches(x_0, t, noise, patch_batch_size=None)
+        return self.patch_losses(inputs, target).mean()
 
 
 def extract(coefficients: Tensor, t: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How many patches share a forward pass, and fewer of them after the device ran out of memory.
+"""How many patches share a forward pass; fewer after the device ran out of memory.
 
 Every number gives the same prediction and the same gradient, so it may change during a run.
 """
@@ -18,13 +18,12 @@ class PatchBatching:
 
     Attributes:
         limit: most patches in a pass, whatever is requested; None: no limit. `shrink` lowers it.
-        padded: pad a smaller pass to the size of the largest one so far, so that a compiled network sees one shape.
+        padded: pad smaller passes to the size of the largest one so far, so that a compiled network sees one shape.
     """
 
     limit: int | None = None
     padded: bool = False
-    _largest: int = field(default=0, init=False)  # size of the largest pass under `_bound`
-    _bound: int | None = field(default=None, init=False)
+    _largest: dict[int | None, int] = field(default_factory=dict, init=False)  # size of a pass under each bound
 
     def size(self, total: int, requested: int | None) -> int:
         """The size of a pass.
@@ -34,7 +33,7 @@ class PatchBatching:
             requested: most patches in a pass; None: all.
 
         Returns:
-            The smallest of both and `limit`. If `padded`, the largest such size since the request or limit changed.
+            The smallest of both and `limit`. If `padded`, the largest size so far under the same request and limit.
 
         Raises:
             InputError: `requested` is less than 1.
@@ -45,11 +44,9 @@ class PatchBatching:
             )
         bound = min((most for most in (requested, self.limit) if most is not None), default=None)
         size = total if bound is None else min(total, bound)
-        if not self.padded:
-            return size
-        self._largest = max(size, self._largest) if bound == self._bound else size
-        self._bound = bound
-        return self._largest
+        if self.padded:
+            size = self._largest[bound] = max(size, self._largest.get(bound, 0))
+        return size
 
     def indices(self, start: int, size: int, total: int, device: torch.device) -> Tensor:
         """The patch indices of a pass, int64: [start, start + size), cut off at `total`.

@@ -1,4 +1,4 @@
-"""The noise schedule and the posterior: pure functions in float64; `GaussianDiffusion` casts their results once.
+"""The noise schedule and the posterior, in float64; `GaussianDiffusion` casts them once.
 
 Symbols: `beta` (T,), `alpha_bar` (T,) = prod(1 - beta), `alpha_bar_prev` its value at t - 1, and 1 at t = 0.
 """
@@ -14,16 +14,10 @@ MIN_VARIANCE = 1e-20
 
 
 def cosine_betas(timesteps: int) -> Tensor:
-    """The cosine schedule, normalised by its value at 0.
+    """The cosine schedule, (T,) float64.
 
     f(t) = cos^2(((t / T) + s) / (1 + s) * pi / 2), alpha_bar(t) = f(t) / f(0),
     beta(t) = clip(1 - alpha_bar(t) / alpha_bar(t-1), 0, 0.999).
-
-    Args:
-        timesteps: T, at least 1.
-
-    Returns:
-        (T,) float64.
 
     Source: Nichol & Dhariwal 2021, eq. 17.
     """
@@ -47,17 +41,11 @@ class Posterior(NamedTuple):
 
 
 def posterior(beta: Tensor) -> Posterior:
-    """The posterior of one forward step.
+    """The posterior of one forward step. The variance is 0 at t = 0; its log is clipped at log(1e-20).
 
     mean     = sqrt(alpha_bar_prev) beta / (1 - alpha_bar) x_0
                + sqrt(1 - beta) (1 - alpha_bar_prev) / (1 - alpha_bar) x_t
     variance = (1 - alpha_bar_prev) / (1 - alpha_bar) beta
-
-    Args:
-        beta: (T,) float64.
-
-    Returns:
-        The coefficients. The variance is 0 at t = 0; its log is clipped at log(1e-20).
 
     Source: DDPM eq. 6 and 7.
     """

@@ -22,19 +22,15 @@ WIDE = 1024  # input channels from which a convolution counts as wide, see `UNet
 
 
 class Condition(nn.Module):
-    """The conditioning vector of all residual blocks: timestep and one-hot position, joined.
+    """The conditioning vector of all residual blocks: timestep and one-hot position, joined."""
 
-    Args:
-        dim: d.
-        positions: N*N; None leaves the position out (an ablation).
-    """
-
-    def __init__(self, dim: int, *, positions: int | None) -> None:
+    def __init__(self, model: ModelConfig) -> None:
         super().__init__()
+        dim, positioned = model.dim, model.position_conditioning
         self.sinusoid = SinusoidalEmbedding(dim)
         self.time = nn.Linear(dim, dim)
-        self.position = None if positions is None else nn.Linear(positions, dim)
-        self.join = nn.Linear(dim if positions is None else 2 * dim, 4 * dim)
+        self.position = nn.Linear(model.patch_divider**2, dim) if positioned else None
+        self.join = nn.Linear(2 * dim if positioned else dim, 4 * dim)
 
     def forward(self, t: Tensor, position: Tensor) -> Tensor:
         """Map `t` (n,) int64 and `position` (n, N*N) to (n, 4d), after SiLU, as residual blocks expect it."""
@@ -62,40 +58,22 @@ class Level(nn.Module):
 class UNet(nn.Module):
     """Predicts the noise (or x_0, or v) of noisy patches. Sec. 3 of the paper.
 
-    Args:
-        dim: d, the width of the first level; a multiple of `groups`, even, at least 4.
-        init_dim: width after the first convolution.
-        dim_mults: width of each level as a multiple of d; each level after the first halves the resolution.
-        channels: c.
-        groups: groups of every group normalisation.
-        positions: N*N; None leaves the position out (an ablation).
-        global_content: whether the global content is an input (False is an ablation).
-
     Attributes:
         recompute: store only the input of each level for the backward pass, and recompute the rest there.
     """
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        init_dim: int,
-        dim_mults: tuple[int, ...],
-        channels: int,
-        groups: int,
-        positions: int | None,
-        global_content: bool,
-    ) -> None:
+    def __init__(self, model: ModelConfig) -> None:
         super().__init__()
+        dim, channels, groups = model.dim, model.channels, model.resnet_block_groups
         block = {"condition_dim": 4 * dim, "groups": groups}
-        widths = [dim * mult for mult in dim_mults]
-        self.global_content = global_content
+        widths = [dim * mult for mult in model.dim_mults]
+        self.global_content = model.global_content_conditioning
         self.recompute = False
-        self.condition = Condition(dim, positions=positions)
-        self.conv_in = nn.Conv2d(2 * channels if global_content else channels, init_dim, 7, padding=3)
+        self.condition = Condition(model)
+        self.conv_in = nn.Conv2d(2 * channels if self.global_content else channels, model.first_width, 7, padding=3)
 
         self.encoder = nn.ModuleList()
-        for i, (narrow, wide) in enumerate(zip([init_dim, *widths], widths, strict=False)):
+        for i, (narrow, wide) in enumerate(zip([model.first_width, *widths], widths)):
             last = i == len(widths) - 1
             downsample = nn.Identity() if last else nn.Conv2d(wide, wide, 4, stride=2, padding=1)
             self.encoder.append(Level(narrow, wide, downsample, **block))
@@ -105,7 +83,7 @@ class UNet(nn.Module):
         self.middle_2 = ResBlock(widths[-1], widths[-1], **block)
 
         self.decoder = nn.ModuleList()
-        for narrow, wide in reversed(list(zip(widths, widths[1:], strict=False))):
+        for narrow, wide in reversed(list(zip(widths, widths[1:]))):
             upsample = nn.ConvTranspose2d(narrow, narrow, 4, stride=2, padding=1)
             self.decoder.append(Level(2 * wide, narrow, upsample, **block))
 
@@ -135,43 +113,24 @@ class UNet(nn.Module):
 
     @classmethod
     def from_config(cls, model: ModelConfig) -> UNet:
-        """Build the freshly initialised network that the `model` section of a config describes.
+        """Build a freshly initialised network.
 
         Raises:
             InputError: its weights do not fit into memory.
         """
-        arguments = {
-            "dim": model.dim,
-            "init_dim": model.dim // 3 * 2 if model.init_dim is None else model.init_dim,
-            "dim_mults": model.dim_mults,
-            "channels": model.channels,
-            "groups": model.resnet_block_groups,
-            "positions": model.patch_divider**2 if model.position_conditioning else None,
-            "global_content": model.global_content_conditioning,
-        }
         try:
             with torch.device("meta"):
-                size = sum(parameter.nbytes for parameter in cls(**arguments).parameters())
+                size = sum(parameter.nbytes for parameter in cls(model).parameters())
             torch.empty(size, dtype=torch.uint8)  # at once, as the system may grant parts and then kill
         except RuntimeError:
             raise InputError(
                 f"model.dim is {model.dim} and model.dim_mults {list(model.dim_mults)}; the weights of this network do "
                 "not fit into the machine's memory."
             ) from None
-        return cls(**arguments)
+        return cls(model)
 
     def forward(self, patches: Tensor, content: Tensor, position: Tensor, t: Tensor) -> Tensor:
-        """Denoise patches.
-
-        Args:
-            patches: (n, c, h, w) noisy patches; h and w can be halved len(dim_mults) - 1 times.
-            content: (n, c, h, w) the noisy image that each patch belongs to, average-pooled to patch size.
-            position: (n, N*N) one-hot.
-            t: (n,) int64 timesteps.
-
-        Returns:
-            (n, c, h, w): noise, x_0 or v, depending on the objective.
-        """
+        """Denoise the patches of a `PatchBatch`; returns noise, x_0 or v (n, c, h, w), depending on the objective."""
         condition = self.condition(t, position)  # (n, 4d)
         x = torch.cat([patches, content], dim=1) if self.global_content else patches  # (n, 2c, h, w)
         x = self.conv_in(x.contiguous(memory_format=torch.channels_last))  # (n, init_dim, h, w)

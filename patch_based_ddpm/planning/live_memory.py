@@ -1,8 +1,8 @@
 """Tracks peak tensor memory by kind.
 
 The storages of tensors are counted as they are created and freed. So the count is the same in every run, on every
-device, and under fake tensors, which occupy nothing. Memory that a kernel allocates inside itself, the allocator's
-rounding and the libraries are not tensors; `peak_memory` includes them, in a live process.
+device, and under fake tensors, which occupy nothing. It leaves out the memory that a kernel allocates inside itself,
+the allocator's rounding and the libraries; `peak_memory` includes them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import sys
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,20 +49,16 @@ class LiveMemory:
     """Counts live tensors while its context is open; `peak()` returns the result afterwards.
 
     Of the tensors that exist before, those of the module and the optimizer count.
-
-    Args:
-        module: the owner of weights, gradients and buffers.
-        optimizer: the owner of the optimizer's state.
     """
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         self.module = module
         self.optimizer = optimizer
-        self._mode = _CountingMode(self._number, self._copied)
+        self._mode = _CountingMode(self)
         self._numbers: dict[int, int] = {}  # address of a live storage -> its number
         self._references: list[weakref.ref] = []
         self._kinds: dict[int, str] = {}  # number -> kind, known at the latest when the context closes
-        self._copies: list[tuple[int, int]] = []  # numbers of a tensor and of its copy in another precision
+        self.copies: list[tuple[int, int]] = []  # numbers of a tensor and of its copy in another precision
         self._events: list[tuple[int, int]] = []  # (number, bytes allocated or freed), in the order of time
         self._hooks: list[Any] = []
 
@@ -87,7 +82,7 @@ class LiveMemory:
 
     def peak(self) -> Peak:
         """The peak while the context was open."""
-        for pair in self._copies * 2:  # a gradient's copy may itself be copied
+        for pair in self.copies * 2:  # a gradient's copy may itself be copied
             for one, other in (pair, pair[::-1]):
                 if one in self._kinds and other not in self._kinds:
                     self._kinds[other] = self._kinds[one]
@@ -100,7 +95,7 @@ class LiveMemory:
             total = max(total, sum(live.values()))
         return Peak(**peaks, total=total)
 
-    def _number(self, tensor: Tensor) -> int:
+    def number(self, tensor: Tensor) -> int:
         """The number of a tensor's storage, which is counted from its first appearance on."""
         storage = tensor.untyped_storage()
         address = storage._cdata
@@ -117,11 +112,8 @@ class LiveMemory:
             del self._numbers[address]
             self._events.append((number, -size))
 
-    def _copied(self, tensor: Tensor, copy: Tensor) -> None:
-        self._copies.append((self._number(tensor), self._number(copy)))
-
     def _classify(self, tensor: Tensor, kind: str) -> None:
-        self._kinds[self._number(tensor)] = kind
+        self._kinds[self.number(tensor)] = kind
 
     def _classify_owned(self) -> None:
         for parameter in self.module.parameters():
@@ -136,12 +128,11 @@ class LiveMemory:
 
 
 class _CountingMode(TorchDispatchMode):
-    """Reports every tensor that an operator returns, and every copy in another precision."""
+    """Numbers every tensor that an operator returns, and notes copies in another precision."""
 
-    def __init__(self, created: Callable[[Tensor], Any], copied: Callable[[Tensor, Tensor], None]) -> None:
+    def __init__(self, memory: LiveMemory) -> None:
         super().__init__()
-        self.created = created
-        self.copied = copied
+        self.memory = memory
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -152,11 +143,9 @@ class _CountingMode(TorchDispatchMode):
             if result is not NotImplemented:
                 return result
         result = function(*args, **kwargs)
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self.created(leaf)
+        numbers = [self.memory.number(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if function is torch.ops.aten._to_copy.default:
-            self.copied(args[0], result)
+            self.memory.copies.append((self.memory.number(args[0]), *numbers))
         return result
 
 

@@ -1,6 +1,6 @@
 """Predicts the peak memory of training and sampling, by running their code on fake tensors: shapes without values.
 
-No data and no GPU are needed. Passes of one size need the same memory, so only the first ones run.
+It needs no data and no GPU. Passes of one size need the same memory, so only `PASSES` of them run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STEPS = 1 + max(order for sampler in SAMPLERS.values() for order in (1, *sampler
 
 
 class _FirstPasses(PatchBatching):
-    """Leaves out the passes between the first ones and the end of the patches."""
+    """Runs `PASSES` passes, spread over the patches, and skips the patches between them."""
 
     def size(self, total: int, requested: int | None) -> int:
         self.patches = super().size(total, requested)

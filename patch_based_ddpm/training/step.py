@@ -7,7 +7,7 @@ Shapes: `b` images of a micro-batch, `n` patches in the pass, `c` channels, `H W
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,30 +124,26 @@ class TrainingStep:
         noise = torch.randn(x_0.shape, generator=random, device=x_0.device)  # (b, c, H, W)
 
         accumulate = self.config.gradient_accumulate_every
-        losses = self.diffusion.accumulate_gradient(
-            x_0,
-            t,
-            noise,
-            self.config.patch_batch_size,
-            micro_batches=accumulate,
-            each_pass=lambda last: self._pass(x_0, exchange=last and micro_step == accumulate - 1),
-        )
-        return reduce(torch.cat(list(losses)), "(s b) -> s", "mean", b=len(x_0))
+        no_sync = functools.partial(self.accelerator.no_sync, self.diffusion.unet)
+        # Processes exchange gradients in the last pass of an optimizer step.
+        with contextlib.nullcontext() if micro_step == accumulate - 1 else no_sync():
+            losses = self.diffusion.accumulate_gradient(
+                x_0,
+                t,
+                noise,
+                self.config.patch_batch_size,
+                micro_batches=accumulate,
+                backward=functools.partial(self._backward_pass, x_0),
+                no_sync=no_sync,
+            )
+            return reduce(torch.cat(list(losses)), "(s b) -> s", "mean", b=len(x_0))
 
-    @contextlib.contextmanager
-    def _pass(self, x_0: Tensor, exchange: bool) -> Iterator[Callable[[Tensor], None]]:
-        """Gradients add up locally; processes exchange them in the last pass of an optimizer step."""
-        if exchange:
-            yield functools.partial(self._exchange, x_0)
-        else:
-            with self.accelerator.no_sync(self.diffusion.unet):
-                yield self.accelerator.backward
-
-    def _exchange(self, x_0: Tensor, loss: Tensor) -> None:
+    def _backward_pass(self, x_0: Tensor, loss: Tensor) -> None:
+        """Raises InputError when memory runs out while several processes exchange gradients."""
         try:
             self.accelerator.backward(loss)
         except torch.OutOfMemoryError as error:
-            if self.accelerator.num_processes == 1:
+            if self.accelerator.num_processes == 1 or not self.diffusion.unet.require_backward_grad_sync:
                 raise
             raise InputError(  # the other processes take part in the exchange and would not repeat it
                 f"the device of process {self.accelerator.process_index} ran out of memory while gradients were "

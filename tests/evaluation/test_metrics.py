@@ -10,7 +10,7 @@ from patch_based_ddpm.data import dataset
 from patch_based_ddpm.evaluation import fid, metrics, seams, sliced_wasserstein
 from patch_based_ddpm.evaluation.metrics import Figure, ImageStatistics, figures, share_of, table
 from patch_based_ddpm.evaluation.ms_ssim import ms_ssim
-from patch_based_ddpm.model import patches
+from support import patches
 from support.face_images import crowd, images, mixed
 from support.statistics import collect
 

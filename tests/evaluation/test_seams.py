@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from patch_based_ddpm.evaluation.seams import contrast, profiles
-from patch_based_ddpm.model import patches
+from support import patches
 from support.face_images import crowd, images, mixed
 
 

@@ -15,7 +15,7 @@ from patch_based_ddpm.evaluation.sliced_wasserstein import (
     laplacian_pyramid,
     normalise,
 )
-from patch_based_ddpm.model import patches
+from support import patches
 from support.face_images import crowd, images, mixed
 
 

@@ -7,8 +7,9 @@ from torch import nn
 
 from patch_based_ddpm import GaussianDiffusion
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.model.patches import global_content, split
+from patch_based_ddpm.model.patches import global_content
 from patch_based_ddpm.samplers import draw
+from support.patches import split
 
 STEPS = int(os.environ.get("STEPS", 300))
 OBJECTIVES = ["pred_noise", "pred_x0", "pred_v"]
@@ -182,7 +183,7 @@ def test_passes_hold_what_was_asked_for(make_diffusion, size, passes):
     diffusion.unet = Watched(diffusion.unet)
     diffusion.predict(x_t, t, size)
     assert diffusion.unet.pass_sizes == passes
-    assert [len(batch.target) for batch in diffusion.training_batches(x_t, t, x_t, size)] == passes
+    assert [len(target) for _, target in diffusion.training_batches(x_t, t, x_t, size)] == passes
 
 
 @pytest.mark.parametrize("size", [1, 5, 7, 50, None])
@@ -194,7 +195,7 @@ def test_padded_passes_are_of_one_size_and_give_the_same(make_diffusion, size):
     diffusion.unet = Watched(diffusion.unet)
     diffusion.patch_batching.padded = True
     torch.testing.assert_close(diffusion.predict(x_0, t, size), wanted, atol=1e-5, rtol=1e-5)
-    losses = [diffusion.patch_losses(batch) for batch in diffusion.training_batches(x_0, t, noise, size)]
+    losses = [diffusion.patch_losses(*batch) for batch in diffusion.training_batches(x_0, t, noise, size)]
     assert len(torch.cat(losses)) == 12
     assert len(set(diffusion.unet.pass_sizes)) == 1
     torch.cat(losses).mean().backward()
@@ -276,7 +277,7 @@ def test_gradients_of_parts_add_up_to_the_gradient_of_the_whole(make_diffusion, 
     wanted = torch.autograd.grad(whole, list(diffusion.parameters()))
     losses = []
     for batch in diffusion.training_batches(x_0, t, noise, size):
-        part = diffusion.patch_losses(batch).sum() / 12
+        part = diffusion.patch_losses(*batch).sum() / 12
         part.backward()
         losses.append(part.item())
     assert len(losses) == {1: 12, 5: 3, None: 1}[size]
@@ -302,7 +303,7 @@ def test_losses_by_hand(make_config, loss_type, wanted):
     assert diffusion.loss(x_0, t, noise).item() == pytest.approx(wanted, rel=1e-5)
     (batch,) = diffusion.training_batches(x_0, t, noise, None)
     each = {"l1": [0.5, 3, 0, 2], "l2": [0.25, 9, 0, 4], "huber": [0.125, 2.5, 0, 1.5]}[loss_type]
-    assert diffusion.patch_losses(batch).tolist() == pytest.approx(each, rel=1e-5, abs=1e-6)
+    assert diffusion.patch_losses(*batch).tolist() == pytest.approx(each, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("loss_type", ["l1", "l2", "huber"])
@@ -311,7 +312,7 @@ def test_loss_is_the_mean_over_patches_and_over_pixels(make_diffusion, loss_type
     x_0, noise, t = images(), torch.randn(3, 3, 8, 8), torch.tensor([0, 9, 4])
     loss = diffusion.loss(x_0, t, noise).item()
     (batch,) = diffusion.training_batches(x_0, t, noise, None)
-    assert diffusion.patch_losses(batch).mean().item() == pytest.approx(loss, rel=1e-5)
+    assert diffusion.patch_losses(*batch).mean().item() == pytest.approx(loss, rel=1e-5)
     off = (diffusion.predict(diffusion.q_sample(x_0, t, noise), t) - noise).abs()
     of_pixel = {"l1": off, "l2": off**2, "huber": torch.where(off < 1, off**2 / 2, off - 0.5)}[loss_type]
     assert of_pixel.mean().item() == pytest.approx(loss, rel=1e-5)
@@ -321,11 +322,11 @@ def test_training_batches_hold_what_they_should(make_diffusion):
     diffusion, t = make_diffusion(), torch.tensor([0, 9, 4])
     x_0, noise = images(), torch.randn(3, 3, 8, 8)
     x_t = diffusion.q_sample(x_0, t, noise)
-    parts = list(diffusion.training_batches(x_0, t, noise, 5))
-    assert torch.equal(torch.cat([part.target for part in parts]), split(noise, 2))
-    assert torch.equal(torch.cat([part.inputs.patches for part in parts]), split(x_t, 2))
+    inputs, targets = zip(*diffusion.training_batches(x_0, t, noise, 5), strict=True)
+    assert torch.equal(torch.cat(targets), split(noise, 2))
+    assert torch.equal(torch.cat([part.patches for part in inputs]), split(x_t, 2))
     # conditioned on the noisy image, not on the clean one
-    assert torch.equal(torch.cat([part.inputs.content for part in parts])[:3], global_content(x_t, 2))
+    assert torch.equal(torch.cat([part.content for part in inputs])[:3], global_content(x_t, 2))
 
 
 def test_loss_draws_every_timestep_and_normal_noise(make_config):

@@ -1,17 +1,8 @@
 import pytest
 import torch
 
-from patch_based_ddpm.model.patches import (
-    crop,
-    gather,
-    global_content,
-    merge,
-    one_hot_positions,
-    pad,
-    patch_batch,
-    scatter,
-    split,
-)
+from patch_based_ddpm.model.patches import crop, gather, global_content, pad, patch_batch, scatter
+from support.patches import merge, split
 
 SIZES = [(2, 3, 8, 8, 2), (1, 1, 4, 4, 4), (3, 2, 6, 12, 3), (2, 3, 8, 4, 1), (2, 3, 8, 4, 4)]
 each_size = pytest.mark.parametrize(("b", "c", "H", "W", "N"), SIZES)
@@ -52,12 +43,6 @@ def test_split_undoes_merge(b, c, H, W, N):
 def test_merge_by_hand():
     patches = torch.tensor([1.0, 2.0, 3.0, 4.0]).reshape(4, 1, 1, 1).expand(4, 1, 1, 2)
     assert merge(patches, 2).tolist() == [[[[1, 1, 2, 2], [3, 3, 4, 4]]]]
-
-
-def test_one_hot_positions():
-    assert one_hot_positions(torch.tensor([2, 0, 3]), 2).tolist() == [[0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]]
-    assert one_hot_positions(torch.tensor([0]), 1).tolist() == [[1]]
-    assert one_hot_positions(torch.tensor([1]), 2).dtype == torch.float32
 
 
 @each_size
@@ -137,7 +122,7 @@ def test_patch_batch_holds_what_belongs_to_each_patch():
             assert torch.equal(batch.content[place], pooled[k])
             assert batch.position[place].tolist() == [float(other == number) for other in range(N * N)]
             assert batch.t[place] == t[k]
-        assert batch.t.dtype == torch.int64
+        assert (batch.position.dtype, batch.t.dtype) == (torch.float32, torch.int64)
 
 
 def test_patch_batch_holds_windows():

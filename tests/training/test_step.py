@@ -267,6 +267,28 @@ Path(sys.argv[1], f"process {rank} of {world} agrees").touch()  # lines printed 
 '''
 
 
+@pytest.mark.parametrize("exchanging", [True, False])
+def test_out_of_memory_in_the_exchange_of_several_processes_is_one_sentence(monkeypatch, exchanging):
+    """In any other backward pass, the step is repeated with smaller passes."""
+    step, left = build(4), [1]
+    backward = step.accelerator.backward
+
+    def cramped(loss):
+        if left and left.pop():
+            raise torch.OutOfMemoryError
+        backward(loss)
+
+    monkeypatch.setattr(step.accelerator, "backward", cramped)
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    step.diffusion.unet.require_backward_grad_sync = exchanging
+    if exchanging:
+        with pytest.raises(InputError, match="memory while gradients were exchanged, with 4 patches in a pass"):
+            step(0, images(1))
+    else:
+        with pytest.warns(RuntimeWarning, match="with 4 patches in a pass; going on with 2"):
+            assert step(0, images(1)).applied
+
+
 @pytest.mark.slow
 def test_two_processes_exchange_the_mean_gradient_once(tmp_path):
     script = tmp_path / "check.py"
