@@ -11,9 +11,9 @@ from patch_based_ddpm import Config, checkpoint
 from patch_based_ddpm.config import DiffusionConfig
 from patch_based_ddpm.data.sources import open_source
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.training.metrics import TrainingMetrics
 from patch_based_ddpm.training.run_folder import RunFolder
 from patch_based_ddpm.training.step import StepResult
+from patch_based_ddpm.training.tracking import TrainingMetrics
 from patch_based_ddpm.training.trainer import Trainer
 from support.commands import metrics, write_config
 from support.runs import assert_same, contents, make_trainer, timeless
@@ -381,7 +381,7 @@ def test_a_published_checkpoint_can_be_continued(tmp_path, monkeypatch):
     names = list(ours["model"])
     optimizer = ours.pop("optimizer")
     theirs = {"state": {}, "param_groups": []}
-    published_read = {**ours, "published": True, "published_model": {}, "optimizer": theirs, "step": 5}
+    published_read = {**ours, "config": None, "published_model": {}, "optimizer": theirs, "step": 5}
     monkeypatch.setattr(checkpoint, "read", lambda path, verify: published_read)
     seen = []
 
