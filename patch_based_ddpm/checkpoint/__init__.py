@@ -30,12 +30,7 @@ PathLike = str | AnyPath[str]
 
 
 def save(path: PathLike, contents: dict[str, Any]) -> None:
-    """Write a checkpoint whole or not at all, see `atomic_write`.
-
-    Args:
-        path: the file; its folder exists.
-        contents: as above, without `format`.
-    """
+    """Write a checkpoint whole or not at all, see `atomic_write`; `contents` as above, without `format`."""
     with atomic_write(Path(path)) as file:
         try:
             torch.save({"format": FORMAT, **contents}, file)
@@ -134,13 +129,9 @@ def _without_wrappers(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]
 
 
 def check_same_model(path: PathLike, saved: Config, wanted: Config, *, but: str = "") -> None:
-    """Refuse a config whose `model` or `diffusion` differs from a checkpoint's: the weights might fit all the same.
+    """Refuse a config whose `model` or `diffusion` differs from a checkpoint's, because the weights might still fit.
 
-    Args:
-        path: the checkpoint, for the message.
-        saved: its config.
-        wanted: the given config.
-        but: a key that may differ.
+    The key `but` may differ.
     """
     for section in ("model", "diffusion"):
         given = dataclasses.asdict(getattr(wanted, section))

@@ -32,9 +32,6 @@ def write(path: Path, config: Config, weights: str, state: dict[str, Tensor]) ->
         config: of the model.
         weights: which set of weights `state` is, "ema" or "model".
         state: of the UNet, on the CPU, in the dtype to store.
-
-    Raises:
-        OSError: the file cannot be written.
     """
     metadata = {"format": FORMAT, "config": json.dumps(config.to_dict()), "weights": weights}
     data = save({name: values.contiguous() for name, values in state.items()}, metadata)  # channels last is refused
@@ -45,9 +42,6 @@ def write(path: Path, config: Config, weights: str, state: dict[str, Tensor]) ->
 def read(path: Path) -> dict[str, Any]:
     """Read a safetensors file of ours onto the CPU.
 
-    Args:
-        path: the file.
-
     Returns:
         `config`, as JSON text, and under "ema" or "model" the state dict, in the dtype in which it is stored.
 
@@ -57,8 +51,11 @@ def read(path: Path) -> dict[str, Any]:
     """
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-        ours = metadata.get("format") == FORMAT and metadata.get("weights") in ("ema", "model") and "config" in metadata
-        if not ours:
+        if (
+            metadata.get("format") != FORMAT
+            or metadata.get("weights") not in ("ema", "model")
+            or "config" not in metadata
+        ):
             raise InputError(
                 f"{path}: is a safetensors file that patch_based_ddpm.checkpoint export has not written; its metadata "
                 f'must hold "config", as "format" {json.dumps(FORMAT)}, and as "weights" "ema" or "model".'

@@ -53,7 +53,9 @@ class TrainingStep:
             step: the optimizer steps done before; seeds timesteps and noise, together with seed and process.
             micro_batches: `gradient_accumulate_every` times (b, c, H, W) in [-1, 1].
         """
-        self._set_learning_rate(step)
+        warmth = min(1.0, (step + 1) / max(1, self.config.lr_warmup_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.train_lr * warmth
         patch_loss = self._gradient(step, list(micro_batches))  # (N*N,)
         loss = self.accelerator.reduce(patch_loss.mean(), reduction="mean")
         grad_norm = self._clip()
@@ -88,11 +90,6 @@ class TrainingStep:
                     raise ValueError(f"{key} has the shape {moments[key].shape} instead of {parameter.shape}")
                 # Fused Adam needs moments in the memory layout of their parameters.
                 moments[key] = torch.empty_like(parameter).copy_(moments[key])
-
-    def _set_learning_rate(self, step: int) -> None:
-        warmth = min(1.0, (step + 1) / max(1, self.config.lr_warmup_steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.train_lr * warmth
 
     def _gradient(self, step: int, micro_batches: list[Tensor]) -> Tensor:
         """Add up the gradient of all micro-batches; returns the mean loss of each patch, (N*N,).

@@ -91,7 +91,7 @@ class Tracker:
             return
         if not self.folder.wandb_id.exists():
             self.folder.wandb_id.write_text(uuid.uuid4().hex[:8] + "\n", encoding="utf-8")
-        self.wandb = start_wandb(
+        self.wandb = _start_wandb(
             self.folder.root,
             self.accelerator.print,
             project=trainer.wandb_project,
@@ -148,53 +148,34 @@ class Tracker:
 
 
 def record(config: dict[str, Any], scalars: dict[str, float], *, project: str | None, folder: Path) -> None:
-    """Report an evaluation to wandb as a run of its own; a failure is printed and not raised.
+    """Report an evaluation's settings and results to wandb as a run of its own; prints a failure instead of raising it.
 
-    Args:
-        config: settings of the evaluation.
-        scalars: its results.
-        project: wandb project; None: this package's.
-        folder: where wandb keeps its files.
+    Files of wandb lie in `folder`; no `project` means this package's.
     """
-    run = start_wandb(folder, print, project=project, job_type="evaluate", config=config)
+    run = _start_wandb(folder, print, project=project, job_type="evaluate", config=config)
     if run is not None:
         with _printed(print, "could not record the figures"):
             run.log(scalars)
             run.finish()
 
 
-def start_wandb(folder: Path, say: Callable[[str], None], *, project: str | None, **options: Any) -> Any:
-    """Start a wandb run: as the user set wandb up, or else offline.
-
-    Args:
-        folder: where wandb keeps its files.
-        say: prints the failures.
-        project: wandb project; None: this package's.
-        options: of `wandb.init`.
-
-    Returns:
-        The run, or None where wandb cannot start.
-    """
+def _start_wandb(folder: Path, say: Callable[[str], None], *, project: str | None, **options: Any) -> Any:
+    """Start a wandb run as the user set wandb up, or else offline; None if wandb cannot start."""
     try:
         import wandb
     except ImportError:
         say("wandb is not installed.")
         return None
-    modes = [None, "offline"]  # None: as WANDB_MODE says, or else online
-    if "WANDB_MODE" not in os.environ and not _logged_in(wandb):
+    modes, logged_in = [None, "offline"], False  # None: as WANDB_MODE says, or else online
+    with contextlib.suppress(Exception):  # settings that wandb cannot read
+        logged_in = "WANDB_MODE" in os.environ or wandb.login(prompt=False, verify=False)
+    if not logged_in:
         say(f"wandb: no login found, recording offline below {folder / 'wandb'}.")
         modes = ["offline"]
     for mode in modes:
         with _printed(say, "could not start"):
             return wandb.init(project=project or DEFAULT_PROJECT, dir=str(folder), mode=mode, **options)
     return None
-
-
-def _logged_in(wandb: Any) -> bool:
-    try:
-        return wandb.login(prompt=False, verify=False)
-    except Exception:  # settings that wandb cannot read
-        return False
 
 
 @contextlib.contextmanager
