@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if accelerator.is_main_process:
         with explain_os_error(f"trainer.log_dir {str(folder.root)!r} cannot be written to"):
             config.save(folder.config)
-            folder.remove_later_than(trainer.step)
+            folder.discard_after(trainer.step)
     accelerator.wait_for_everyone()
     try:
         trainer.train()

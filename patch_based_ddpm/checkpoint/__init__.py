@@ -7,9 +7,9 @@ implementation, which hold no config and use other names. `safetensors.py` reads
 """
 
 import dataclasses
+import os
 import re
 import zipfile
-from os import PathLike as AnyPath
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from patch_based_ddpm.strict_json import parse
 FORMAT = "patch_based_ddpm 1"
 ZIP_START = b"PK\3\4"
 WITHOUT_RUN = {"step": None, "optimizer": None, "scaler": None}  # of a checkpoint that cannot be resumed
-PathLike = str | AnyPath[str]
+PathLike = str | os.PathLike[str]
 
 
 def save(path: PathLike, contents: dict[str, Any]) -> None:

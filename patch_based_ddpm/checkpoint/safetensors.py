@@ -25,14 +25,7 @@ def is_safetensors(start: bytes) -> bool:
 
 
 def write(path: Path, config: Config, weights: str, state: dict[str, Tensor]) -> None:
-    """Write a safetensors file whole or not at all, see `atomic_write`.
-
-    Args:
-        path: the file; its folder exists.
-        config: of the model.
-        weights: which set of weights `state` is, "ema" or "model".
-        state: of the UNet, on the CPU, in the dtype to store.
-    """
+    """Write the UNet's state dict, of the `weights` "ema" or "model", whole or not at all, see `atomic_write`."""
     metadata = {"format": FORMAT, "config": json.dumps(config.to_dict()), "weights": weights}
     data = save({name: values.contiguous() for name, values in state.items()}, metadata)  # channels last is refused
     with atomic_write(path) as file:
@@ -51,11 +44,8 @@ def read(path: Path) -> dict[str, Any]:
     """
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-        if (
-            metadata.get("format") != FORMAT
-            or metadata.get("weights") not in ("ema", "model")
-            or "config" not in metadata
-        ):
+        ours = metadata.get("format") == FORMAT and metadata.get("weights") in ("ema", "model") and "config" in metadata
+        if not ours:
             raise InputError(
                 f"{path}: is a safetensors file that patch_based_ddpm.checkpoint export has not written; its metadata "
                 f'must hold "config", as "format" {json.dumps(FORMAT)}, and as "weights" "ema" or "model".'

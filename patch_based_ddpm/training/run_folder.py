@@ -4,7 +4,6 @@ import contextlib
 import errno
 import json
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,8 +43,8 @@ class RunFolder:
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, ascending."""
-        names = [re.fullmatch(r"model-(\d+)\.pt", path.name) for path in self.checkpoints.glob("model-*.pt")]
-        return sorted(int(name[1]) for name in names if name)
+        names = [path.stem.removeprefix("model-") for path in self.checkpoints.glob("model-*.pt")]
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def by_age(self) -> list[Path]:
         """The checkpoints of single steps, newest first; after `--restart-step` a lower step may be newer."""
@@ -89,7 +88,7 @@ class RunFolder:
         unfinished.replace(self.last_checkpoint)
         flush_folder(self.checkpoints)
 
-    def remove_later_than(self, step: int) -> None:
+    def discard_after(self, step: int) -> None:
         """Remove metrics of later steps, which a resumed run logs again, and the partly written files of a killed run.
 
         Raises:

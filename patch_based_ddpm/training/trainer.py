@@ -98,7 +98,7 @@ class Trainer:
         return trainer.train_batch_size * trainer.gradient_accumulate_every * self.accelerator.num_processes
 
     def limit_patch_batch(self, patches: int) -> None:
-        """Let at most so many patches share a pass, whatever the config says."""
+        """Set an upper limit to the patches in a pass, beside the config's."""
         self.training_step.diffusion.patch_batching.limit = patches
         self.ema_diffusion.patch_batching.limit = patches
 
@@ -122,7 +122,7 @@ class Trainer:
     def _run_steps(self, pixels: Pixels) -> None:
         trainer = self.config.trainer
         if self.step > 0 and self._is_milestone and not self.folder.preview(self.step).exists():
-            self.preview()  # the run had ended between this checkpoint and its preview
+            self.preview()  # the run ended between this checkpoint and its preview
         batches = micro_batches(self.config, self.accelerator, pixels, self.step, self._report_bad_images)
         with closing(batches), self._progress(range(self.step, trainer.train_num_steps), "training") as bar:
             for _ in bar:
@@ -166,13 +166,7 @@ class Trainer:
             self.ema.update_moving_average(self.ema.ema_model, self.ema.model, current_decay=trainer.ema_decay)
 
     def log(self, last: StepResult) -> dict[str, str]:
-        """Collective: report the steps since the last report, or since the run was resumed.
-
-        Args:
-            last: the result of the last step.
-
-        Returns:
-            What the progress bar shows.
+        """Collective: report the steps since the last report or resume; returns the figures for the progress bar.
 
         Raises:
             InputError: too many steps in a row were skipped.
@@ -225,7 +219,7 @@ class Trainer:
         return failure is None
 
     def state_dict(self) -> dict[str, Any]:
-        """Collective: the contents of a checkpoint, see `checkpoint`."""
+        """Collective: the contents of a checkpoint."""
         scaler = self.accelerator.scaler
         return {
             "config": self.config.to_dict(),
