@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     candidates = [] if resume is None else folder.candidates(str(resume))
     if resume is None and folder.steps() and not args.dry_run:
         raise InputError(
-            f"{folder.checkpoints} already holds checkpoints up to step {folder.steps()[-1]}; go on with --resume "
+            f"{folder.checkpoints} already holds checkpoints up to step {folder.steps()[-1]}; continue with --resume "
             "latest, or choose another trainer.log_dir."
         )
     if folder.root.resolve().is_relative_to(Path(config.trainer.train_dataset_dir).resolve()):
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         trainer.train()
     except Stopped as stop:
-        accelerator.print(f"Stopped by {stop} at step {trainer.step}; --resume latest goes on.")
+        accelerator.print(f"Stopped by {stop} at step {trainer.step}; --resume latest continues it.")
         sys.exit(REQUEUE_STATUS)
     accelerator.print(f"Done: {folder.last_checkpoint} holds step {trainer.step}.")
     accelerator.end_training()
@@ -100,7 +100,7 @@ def _parser() -> command_line.Parser:
 
 def start_accelerator(trainer: TrainerConfig) -> Accelerator:
     """Join the processes of this run, in its precision. Raises InputError if the device does not support it."""
-    precision = "fp16" if trainer.use_amp else trainer.mixed_precision  # None: what accelerate was launched with
+    precision = "fp16" if trainer.use_amp else trainer.mixed_precision  # None: as accelerate was launched
     accelerator = command_line.start_accelerator(timeout=EXCHANGE_TIMEOUT, mixed_precision=precision)
     processes.gather(None)  # makes the group of CPUs while no process is busy with something long
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":

@@ -172,7 +172,7 @@ def load_diffusion(
             one must then agree in `model` and `diffusion`.
         weights: "ema" for the averaged weights, "model" for the last ones.
         device: of the model.
-        dtype: of the network's weights; None: float32, whatever the file holds. The diffusion itself stays float32.
+        dtype: of the network's weights; None: float32, also for a file in half precision. The diffusion stays float32.
 
     Returns:
         The model, in evaluation mode, without gradients.

@@ -126,5 +126,5 @@ def _logged_step(line: str) -> float:
 def report_unwritten(path: Path, error: OSError) -> str:
     """Print above the progress bar that a file could not be written; returns the sentence."""
     sentence = f"{path} could not be written: {error.strerror or error}."
-    tqdm.write(f"{sentence} The run goes on.")
+    tqdm.write(f"{sentence} The run continues.")
     return sentence

@@ -101,7 +101,7 @@ class Tracker:
             config=self.config.to_dict(),
         )
         if self.wandb is None:
-            self.accelerator.print("The run goes on without wandb; the metrics are in metrics.jsonl.")
+            self.accelerator.print("The run continues without wandb; the metrics are in metrics.jsonl.")
             return
         # Curves over our own step: a resumed run may log a step again, which wandb's own counter would drop.
         self.wandb.define_metric("*", step_metric="step")

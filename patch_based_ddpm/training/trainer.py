@@ -272,7 +272,7 @@ class Trainer:
         halo, saved_halo = self.config.model.halo, 0 if saved is None else saved.model.halo
         if halo != saved_halo:
             self.accelerator.print(
-                f"{path}: was trained with a halo of {saved_halo} pixels; going on with one of {halo}."
+                f"{path}: was trained with a halo of {saved_halo} pixels; training continues with one of {halo}."
             )
 
     def preview(self) -> None:

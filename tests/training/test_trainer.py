@@ -486,7 +486,10 @@ def test_a_model_goes_on_with_a_halo(tmp_path, capsys):
     (tmp_path / "b").mkdir()
     wider = make_trainer(tmp_path / "b", train_num_steps=4, model={"halo": 2})
     wider.resume(trainer.folder.last_checkpoint)
-    assert "model-last.pt: was trained with a halo of 0 pixels; going on with one of 2." in capsys.readouterr().out
+    assert (
+        "model-last.pt: was trained with a halo of 0 pixels; training continues with one of 2."
+        in capsys.readouterr().out
+    )
     assert wider.step == 2
     assert_same(wider.unet.state_dict(), trainer.unet.state_dict())
     wider.train()
