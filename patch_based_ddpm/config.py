@@ -17,6 +17,7 @@ from patch_based_ddpm.strict_json import ConfigFile, Folder, NonNegative, Positi
 
 Width = Annotated[StrictInt, Field(ge=1, le=2**20)]
 Side = Annotated[StrictInt, Field(ge=1, le=2**16)]
+Fraction = Annotated[StrictFloat, Field(ge=0, le=1)]
 
 
 @section("trainer")
@@ -25,7 +26,7 @@ class TrainerConfig:
 
     train_dataset_dir: Folder = key(..., "Folder of images, LSUN LMDB folder, or `builtin:faces`.")
     log_dir: Folder = key(..., "Folder of the run: config, metrics, checkpoints and previews.")
-    ema_decay: StrictFloat = key(0.995, "Decay of the averaged (EMA) weights at each update.", ge=0, le=1)
+    ema_decay: Fraction = key(0.995, "Decay of the averaged (EMA) weights at each update.")
     train_batch_size: Positive = key(32, "Images per process in one forward and backward pass.")
     train_lr: StrictFloat = key(1e-4, "Learning rate of Adam.", gt=0)
     train_num_steps: Positive = key(100000, "Optimizer steps.")
@@ -66,12 +67,8 @@ class TrainerConfig:
     preview_steps: Positive | None = key(
         None, "Sampling steps of a preview, at most `diffusion.timesteps`. null: the sampler's default."
     )
-    preview_eta: StrictFloat = key(
-        0.0,
-        "Noise that a preview's sampler adds: `ddim` from 0, none, to 1, as much as `ddpm`; `dpm-solver++` 0 or 1; "
-        "with `ddpm` itself it stays 0.",
-        ge=0,
-        le=1,
+    preview_eta: Fraction = key(
+        0.0, "Noise of the previews' sampler: `ddim` 0 (none) to 1 (as `ddpm`), `dpm-solver++` 0 or 1, `ddpm` only 0."
     )
     preview_order: Positive | None = key(
         None, "Order of the previews' sampler, for `dpm-solver++` 1, 2 or 3. null: its default."
@@ -121,11 +118,7 @@ class ModelConfig:
         return height // self.patch_divider, width // self.patch_divider
 
     def divided(self, patch_divider: int) -> ModelConfig:
-        """The same network for another N; a whole image has no halo.
-
-        Raises:
-            InputError: the image size does not allow it.
-        """
+        """The same network for another N; a whole image has no halo. Raises InputError if N does not fit the image."""
         return dataclasses.replace(self, patch_divider=patch_divider, halo=0 if patch_divider == 1 else self.halo)
 
     def __post_init__(self) -> None:

@@ -16,11 +16,7 @@ LONG_WAIT = timedelta(days=1)
 
 @functools.cache
 def cpu_group(world: ProcessGroup) -> ProcessGroup:
-    """Collective: the gloo group of all processes, made at the first call.
-
-    Args:
-        world: `torch.distributed.group.WORLD`.
-    """
+    """Collective: the gloo group of all processes in `torch.distributed.group.WORLD`, made at the first call."""
     return distributed.new_group(backend="gloo", timeout=LONG_WAIT)
 
 

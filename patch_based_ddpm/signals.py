@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 from types import FrameType
 
@@ -17,7 +17,7 @@ LAUNCHER_VARIABLE = "ACCELERATE_MIXED_PRECISION"  # `accelerate launch` sets it 
 
 
 class SignalRequest(IntEnum):
-    """What a run is asked to do after a step, the strongest request last."""
+    """The action that a signal requests after the current step; the strongest is the last."""
 
     NONE = 0
     SAVE = 1
@@ -39,73 +39,55 @@ def outlive_signals(_: int) -> None:
 
 
 @contextlib.contextmanager
-def ignored_by_children() -> Iterator[None]:
-    """Processes started in this block ignore the signals that a run handles."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in HANDLED}
+def handled_by(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
+    """Let one handler receive the signals to a run; child processes inherit `signal.SIG_IGN`."""
+    before = {number: signal.signal(number, handler) for number in HANDLED}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 class SignalHandler:
-    """While open, records signals until the run asks for them; a second SIGINT raises `KeyboardInterrupt` at once.
+    """Records the signals that `receive` gets until the run asks for them; a second SIGINT raises `KeyboardInterrupt`.
 
-    The end of `accelerate launch` counts as a request to stop, since nobody would wait for the run any more.
+    The end of `accelerate launch` counts as a request to stop, because nothing waits for the run any more.
 
     Args:
         is_main_process: whether this process answers SIGINT on the terminal.
     """
 
     def __init__(self, is_main_process: bool) -> None:
+        self.cause = "a signal to another process"  # why the run stops
         self._is_main_process = is_main_process
-        self._save = False
-        self._cause = ""
-        self._interrupted = False
+        self._save = self._stop = False
         self._launcher = os.getppid() if LAUNCHER_VARIABLE in os.environ else None
 
-    def __enter__(self) -> SignalHandler:
-        self._before = {number: signal.signal(number, self._receive) for number in HANDLED}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, _: FrameType | None) -> None:
+    def receive(self, number: int, _: FrameType | None) -> None:
+        """The handler of the signals, see `handled_by`."""
         if number not in (signal.SIGTERM, signal.SIGINT):
             self._save = True
             return
-        if number == signal.SIGINT and self._interrupted:
-            raise KeyboardInterrupt
-        self._cause = self._cause or signal.Signals(number).name
+        if not self._stop:
+            self._stop, self.cause = True, signal.Signals(number).name
         if number == signal.SIGINT:
-            self._interrupted = True
+            signal.signal(number, signal.default_int_handler)
             if self._is_main_process:  # print is not safe here: the signal may have interrupted it
                 os.write(2, b"\nFinishing the step and saving; interrupt again to stop at once.\n")
 
-    @property
-    def cause(self) -> str:
-        """What asked the run to stop."""
-        return self._own_cause() or "a signal to another process"
-
-    def _own_cause(self) -> str:
-        if not self._cause and self._launcher is not None and os.getppid() != self._launcher:
-            self._cause = "the end of its launcher"
-        return self._cause
+    def _stop_requested(self) -> bool:
+        if not self._stop and self._launcher not in (None, os.getppid()):
+            self._stop, self.cause = True, "the end of its launcher"
+        return self._stop
 
     def requested(self) -> SignalRequest:
         """Collective: the strongest request of any process. A request to save is returned once, one to stop always."""
         request = SignalRequest.SAVE if self._save else SignalRequest.NONE
         self._save = False
-        return SignalRequest(processes.maximum(SignalRequest.STOP if self._own_cause() else request))
+        return SignalRequest(processes.maximum(SignalRequest.STOP if self._stop_requested() else request))
 
     def stop_if_requested(self) -> None:
-        """Collective, for times when nothing is unsaved; a request to save stays pending.
-
-        Raises:
-            Stopped: a process was asked to stop.
-        """
-        if processes.maximum(bool(self._own_cause())):
+        """Collective: raise `Stopped` if a process was asked to stop; a request to save stays pending."""
+        if processes.maximum(self._stop_requested()):
             raise Stopped(self.cause)

@@ -1,7 +1,4 @@
-"""Strict JSON into frozen dataclasses: pydantic checks keys, types and bounds; what is wrong becomes one sentence.
-
-`config.py` declares the sections with `section`, `key` and the types below.
-"""
+"""Frozen dataclasses read from JSON: pydantic checks keys, types and bounds; its first error becomes one sentence."""
 
 import dataclasses
 import difflib
@@ -38,13 +35,10 @@ def key(default: Any, meaning: str, **rules: Any) -> Any:
 
 
 def section(name: str) -> Callable[[T], T]:
-    """Make a class a frozen dataclass whose constructor, and so `dataclasses.replace`, checks every value.
+    """Make a class a frozen dataclass whose constructor, and so `dataclasses.replace`, raises InputError.
 
     Args:
         name: the section's name in messages; "" for a class made of sections.
-
-    Returns:
-        A class decorator. The constructor raises `InputError`.
     """
 
     def decorate(cls: T) -> T:
@@ -96,7 +90,6 @@ def allowed(kind: type, key: str) -> str:
 
 
 def _in_words(schema: dict[str, Any]) -> str:
-    """A JSON schema, as far as `section` uses it."""
     if "anyOf" in schema:
         return " or ".join(map(_in_words, schema["anyOf"]))
     if "enum" in schema:
@@ -119,17 +112,11 @@ class ConfigFile:
 
     @classmethod
     def load(cls: type[C], path: str | os.PathLike[str]) -> C:
-        """Read a configuration file.
-
-        Raises:
-            InputError: the file cannot be read, is not JSON, or holds a key or value that does not fit.
-        """
+        """Read a configuration file. Raises InputError."""
         try:
             return cls.from_dict(parse(Path(path).read_text(encoding="utf-8")))
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: is not UTF-8 text (byte {error.start}).") from None
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}.") from None
 
@@ -150,15 +137,11 @@ class ConfigFile:
 
 
 def parse(text: str) -> Any:
-    """Parse JSON; NaN, Infinity and a key given twice are refused.
-
-    Raises:
-        InputError: the text is empty or is not JSON (with line and column).
-    """
+    """Parse JSON in which no object repeats a key. Raises InputError."""
     if not text.strip():
         raise InputError("is empty; it must hold a JSON object.")
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_distinct_keys)
+        return json.loads(text, object_pairs_hook=_distinct_keys)
     except json.JSONDecodeError as error:
         raise InputError(f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from None
     except InputError:
@@ -167,10 +150,6 @@ def parse(text: str) -> Any:
         raise InputError("holds a number of too many digits.") from None
     except RecursionError:
         raise InputError("is nested too deeply to be a configuration.") from None
-
-
-def _refuse_constant(constant: str) -> None:
-    raise InputError(f"holds {constant}, which is not a JSON number.")
 
 
 def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -14,9 +14,8 @@ from patch_based_ddpm.data.sources import Source, open_source
 from patch_based_ddpm.errors import InputError, explain_os_error
 from patch_based_ddpm.planning import planner
 from patch_based_ddpm.signals import REQUEUE_STATUS, Stopped
-from patch_based_ddpm.training.previews import check_preview
 from patch_based_ddpm.training.run_folder import RunFolder
-from patch_based_ddpm.training.trainer import Trainer
+from patch_based_ddpm.training.trainer import Trainer, preview_sampler
 
 EXCHANGE_TIMEOUT = timedelta(minutes=30)  # of gradients; long enough for a process that compiles, or builds an index
 FROM_SCRATCH = (0, 1)  # with which the published implementation's --restart_step starts a new run
@@ -26,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with the given arguments, or with the process's own."""
     args = _parser().parse_args(argv)
     config = Config.load(args.config)
-    check_preview(config)
+    preview_sampler(config)  # refuses wrong options before anything is written
     folder = RunFolder(Path(config.trainer.log_dir))
     accelerator = start_accelerator(config.trainer)
     resume = args.resume
@@ -37,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     candidates = [] if resume is None else folder.candidates(str(resume))
     if resume is None and folder.steps() and not args.dry_run:
         raise InputError(
-            f"{folder.checkpoints} already holds checkpoints up to step {folder.steps()[-1]}; go on with --resume "
+            f"{folder.checkpoints} already holds checkpoints up to step {folder.steps()[-1]}; continue with --resume "
             "latest, or choose another trainer.log_dir."
         )
     if folder.root.resolve().is_relative_to(Path(config.trainer.train_dataset_dir).resolve()):
@@ -68,25 +67,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.dry_run:
         return
     if accelerator.is_main_process:
-        _begin(config, folder, trainer.step)
+        with explain_os_error(f"trainer.log_dir {str(folder.root)!r} cannot be written to"):
+            config.save(folder.config)
+            folder.discard_after(trainer.step)
     accelerator.wait_for_everyone()
     try:
         trainer.train()
     except Stopped as stop:
-        accelerator.print(f"Stopped by {stop} at step {trainer.step}; --resume latest goes on.")
+        accelerator.print(f"Stopped by {stop} at step {trainer.step}; --resume latest continues it.")
         sys.exit(REQUEUE_STATUS)
     accelerator.print(f"Done: {folder.last_checkpoint} holds step {trainer.step}.")
     accelerator.end_training()
-
-
-def _begin(config: Config, folder: RunFolder, step: int) -> None:
-    """Write config.json, and remove what an earlier run left behind after the step that this one starts from."""
-    with explain_os_error(f"trainer.log_dir {str(folder.root)!r} cannot be written to"):
-        config.save(folder.config)
-        if step == 0:
-            folder.wandb_id.unlink(missing_ok=True)  # of a run that never saved
-        folder.remove_metrics_after(step)
-        folder.remove_unfinished()
 
 
 def _parser() -> command_line.Parser:
@@ -108,12 +99,8 @@ def _parser() -> command_line.Parser:
 
 
 def start_accelerator(trainer: TrainerConfig) -> Accelerator:
-    """Join the processes of this run, in its precision.
-
-    Raises:
-        InputError: the device does not support this precision.
-    """
-    precision = "fp16" if trainer.use_amp else trainer.mixed_precision  # None: what accelerate was launched with
+    """Join the processes of this run, in its precision. Raises InputError if the device does not support it."""
+    precision = "fp16" if trainer.use_amp else trainer.mixed_precision  # None: as accelerate was launched
     accelerator = command_line.start_accelerator(timeout=EXCHANGE_TIMEOUT, mixed_precision=precision)
     processes.gather(None)  # makes the group of CPUs while no process is busy with something long
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
@@ -142,22 +129,20 @@ def _largest_patch_batch(config: Config, accelerator: Accelerator, max_memory: i
 
 
 def _plan(config: Config, trainer: Trainer, source: Source, folder: RunFolder) -> str:
-    """The plan of the run, in a few lines."""
-    steps = config.trainer.train_num_steps
+    model, steps, accelerator = config.model, config.trainer.train_num_steps, trainer.accelerator
     images = max(0, steps - trainer.step) * trainer.images_per_step
-    size = "endless" if source.size is None else f"{source.size:,} images"
-    divider = config.model.patch_divider
-    device = trainer.accelerator.device
-    height, width = config.model.image_shape
-    patch_height, patch_width = config.model.patch_shape
+    size, epochs = "endless", ""
+    if source.size is not None:
+        size, epochs = f"{source.size:,} images", f", {images / source.size:.1f} epochs"
+    sides, patch_sides = (" x ".join(map(str, shape)) for shape in (model.image_shape, model.patch_shape))
     lines = {
         "data": f"{config.trainer.train_dataset_dir}, {size}",
-        "images": f"{height} x {width} px in {divider}^2 patches of {patch_height} x {patch_width} px",
+        "images": f"{sides} px in {model.patch_divider}^2 patches of {patch_sides} px",
         "network": f"{sum(p.numel() for p in trainer.unet.parameters()):,} parameters",
         "steps": f"{trainer.step:,} to {steps:,}, {trainer.images_per_step:,} images each on "
-        f"{trainer.accelerator.num_processes} process(es), {trainer.accelerator.mixed_precision} mixed precision",
-        "device": f"{device}, {torch.get_num_threads()} CPU thread(s) per process",
-        "in all": f"{images:,} images" + ("" if source.size is None else f", {images / source.size:.1f} epochs"),
+        f"{accelerator.num_processes} process(es), {accelerator.mixed_precision} mixed precision",
+        "device": f"{accelerator.device}, {torch.get_num_threads()} CPU thread(s) per process",
+        "in all": f"{images:,} images{epochs}",
         "folder": str(folder.root),
     }
     return "\n".join(f"{name:<8}{text}" for name, text in lines.items())

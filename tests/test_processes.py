@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from patch_based_ddpm import Config, command_line, processes, train
-from patch_based_ddpm.signals import SignalRequest, Stopped
+from patch_based_ddpm.signals import SignalRequest, Stopped, handled_by
 from support.commands import TIME_LIMIT, launch_line, running, write_config
 from support.runs import make_trainer
 
@@ -61,7 +61,7 @@ def check_two_processes(folder):
         stop_if_requested()
 
     trainer.signals.stop_if_requested = signalled
-    with trainer.signals:
+    with handled_by(trainer.signals.receive):
         with pytest.raises(Stopped, match="SIGTERM" if rank == 1 else "a signal to another process"):
             trainer.preview()
         assert len(visited) == 6

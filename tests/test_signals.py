@@ -7,18 +7,13 @@ import time
 import pytest
 
 from patch_based_ddpm import processes
-from patch_based_ddpm.signals import (
-    LAUNCHER_VARIABLE,
-    SignalHandler,
-    SignalRequest,
-    Stopped,
-    ignored_by_children,
-)
+from patch_based_ddpm.signals import LAUNCHER_VARIABLE, SignalHandler, SignalRequest, Stopped, handled_by
 
 
 @pytest.fixture
 def handler():
-    with SignalHandler(is_main_process=True) as handler:
+    handler = SignalHandler(is_main_process=True)
+    with handled_by(handler.receive):
         yield handler
 
 
@@ -66,8 +61,10 @@ def test_another_process_may_be_the_one_that_was_signalled(handler, monkeypatch)
 
 def test_the_handlers_before_are_restored():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
-    with SignalHandler(is_main_process=True):
-        assert signal.getsignal(signal.SIGTERM) not in before
+    handler = SignalHandler(is_main_process=True)
+    with handled_by(handler.receive):
+        assert signal.getsignal(signal.SIGTERM) == handler.receive
+        send(signal.SIGINT)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)] == before
 
 
@@ -77,18 +74,17 @@ def test_the_end_of_the_launcher_is_a_request_to_stop(monkeypatch, launched, wan
     monkeypatch.delenv(LAUNCHER_VARIABLE, raising=False)
     if launched:
         monkeypatch.setenv(LAUNCHER_VARIABLE, "no")
-    with SignalHandler(is_main_process=True) as handler:
-        assert handler.requested() is SignalRequest.NONE
-        monkeypatch.setattr(os, "getppid", lambda: 1)
-        assert handler.requested() is wanted
+    handler = SignalHandler(is_main_process=True)
+    assert handler.requested() is SignalRequest.NONE
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert handler.requested() is wanted
 
 
-def test_signals_that_children_ignore_are_handled_here():
-    with SignalHandler(is_main_process=True) as handler:
-        with ignored_by_children():
-            assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
-        send(signal.SIGTERM)
-        assert handler.requested() is SignalRequest.STOP
+def test_signals_that_children_ignore_are_handled_here(handler):
+    with handled_by(signal.SIG_IGN):
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    send(signal.SIGTERM)
+    assert handler.requested() is SignalRequest.STOP
 
 
 WORKERS = """

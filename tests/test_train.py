@@ -97,7 +97,7 @@ def test_max_memory_picks_the_patch_batch(tmp_path, capsys, monkeypatch):
 def test_a_run_is_not_overwritten_by_accident(tmp_path):
     config = str(write_config(tmp_path, train_num_steps=2, preview_count=0))
     command.main(["--config", config])
-    with pytest.raises(InputError, match=r"already holds checkpoints up to step 2; go on with --resume latest"):
+    with pytest.raises(InputError, match=r"already holds checkpoints up to step 2; continue with --resume latest"):
         command.main(["--config", config])
 
 
@@ -125,7 +125,7 @@ def test_the_published_restart_flag_starts_anew(tmp_path, capsys, step):
     command.main(["--config", config, "--restart-step", step])
     assert "0 to 6" in capsys.readouterr().out
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
-    with pytest.raises(InputError, match="holds checkpoints up to step 6; go on with --resume latest, or choose"):
+    with pytest.raises(InputError, match="holds checkpoints up to step 6; continue with --resume latest, or choose"):
         command.main(["--config", config, "--restart-step", step])
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
 

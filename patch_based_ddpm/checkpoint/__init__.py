@@ -7,10 +7,9 @@ implementation, which hold no config and use other names. `safetensors.py` reads
 """
 
 import dataclasses
-import pickle
+import os
 import re
 import zipfile
-from os import PathLike as AnyPath
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,19 +26,11 @@ from patch_based_ddpm.strict_json import parse
 FORMAT = "patch_based_ddpm 1"
 ZIP_START = b"PK\3\4"
 WITHOUT_RUN = {"step": None, "optimizer": None, "scaler": None}  # of a checkpoint that cannot be resumed
-PathLike = str | AnyPath[str]
+PathLike = str | os.PathLike[str]
 
 
 def save(path: PathLike, contents: dict[str, Any]) -> None:
-    """Write a checkpoint whole or not at all, see `atomic_write`.
-
-    Args:
-        path: the file; its folder exists.
-        contents: as above, without `format`.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write a checkpoint whole or not at all, see `atomic_write`; `contents` as above, without `format`."""
     with atomic_write(Path(path)) as file:
         try:
             torch.save({"format": FORMAT, **contents}, file)
@@ -57,9 +48,9 @@ def read(path: PathLike, *, verify: bool = False) -> dict[str, Any]:
             memory-mapped: a tensor's bytes are read when the tensor is used.
 
     Returns:
-        The contents under our names, with `config` as a `Config`, and `published`, whether it is a published
-        checkpoint. A published one lacks `config`, and its `optimizer` needs `published.translate_optimizer`. A
-        safetensors file lacks `model` or `ema`, and its `step` and `optimizer` are None.
+        The contents under our names, with `config` as a `Config`. The `config` of a published checkpoint is None, and
+        its `optimizer` needs `published.translate_optimizer`. A safetensors file lacks `model` or `ema`, and its `step`
+        and `optimizer` are None.
 
     Raises:
         DamagedCheckpoint: it cannot be read, or is damaged.
@@ -71,55 +62,50 @@ def read(path: PathLike, *, verify: bool = False) -> dict[str, Any]:
             start = file.read(9)
             if safetensors.is_safetensors(start):
                 contents = safetensors.read(path)
-                return {**WITHOUT_RUN, **contents, "config": _config(contents["config"], path), "published": False}
+                return {**WITHOUT_RUN, **contents, "config": _config(contents["config"], path)}
             file.seek(0)
             # torch.load maps zip archives only, and takes any path with this suffix for a safetensors file.
             mapped = not verify and start.startswith(ZIP_START) and not path.name.endswith(".safetensors")
             contents = torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
         ours = isinstance(contents, dict) and contents.get("format") == FORMAT
         if ours and verify:
-            _verify(path)
-    except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error):  # followed by a class or function that torch does not use for weights
-            named = re.search(r"GLOBAL ([\w.]+)", str(error))
-            code = f" ({named[1]})" if named else ""
-            raise InputError(f"{path}: refused, because it holds code{code} and not only weights.") from None
-        raise DamagedCheckpoint(f"{path}: is damaged or not a checkpoint.") from None
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()  # compares the CRC-32 checksums, which torch writes and does not read
+            if damaged is not None:
+                raise DamagedCheckpoint(f"{path}: is damaged; the checksum of {damaged!r} in it is wrong.")
     except InputError:
         raise
     except OSError as error:
         raise DamagedCheckpoint(f"{path}: cannot be read: {error.strerror or error}.") from None
     except Exception as error:
-        # torch, safetensors and zipfile do not document their exceptions: RuntimeError, EOFError, KeyError...
+        # torch, safetensors and zipfile do not document their exceptions: UnpicklingError, RuntimeError, EOFError...
+        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):  # a class or function that torch does not use for weights
+            raise InputError(f"{path}: refused, because it holds code ({code[1]}) and not only weights.") from None
         raise DamagedCheckpoint(f"{path}: is damaged or not a checkpoint ({type(error).__name__}).") from None
     if not isinstance(contents, dict) or not all(isinstance(contents.get(key), dict) for key in ("model", "ema")):
         raise InputError(f"{path}: is not a checkpoint; it must hold the weights `model` and `ema`.")
     weights = {key: _without_wrappers(contents[key], path) for key in ("model", "ema")}
     if ours:
-        config = _config(contents.get("config"), path)
-        return {**WITHOUT_RUN, **contents, **weights, "config": config, "published": False}
+        return {**WITHOUT_RUN, **contents, **weights, "config": _config(contents.get("config"), path)}
     if not published.is_published(weights["model"]):
         raise InputError(f"{path}: is a checkpoint of neither this nor the published implementation.")
     return {
+        "config": None,
         "step": contents.get("step"),
         **{key: published.translate_weights(state) for key, state in weights.items()},
         "published_model": weights["model"],
         "optimizer": contents.get("opt"),
         "scaler": contents.get("scaler"),
-        "published": True,
     }
 
 
 def check_path(path: PathLike) -> Path:
-    """The path of a file that exists.
-
-    Raises:
-        InputError: it does not.
-    """
+    """The path of a file that exists. Raises InputError."""
     path = Path(path)
-    if path.is_file():
-        return path
-    raise InputError(f"{path}: {'is a folder, not a checkpoint file' if path.is_dir() else 'there is no such file'}.")
+    if not path.is_file():
+        problem = "is a folder, not a checkpoint file" if path.is_dir() else "there is no such file"
+        raise InputError(f"{path}: {problem}.")
+    return path
 
 
 def _config(data: Any, path: Path) -> Config:
@@ -135,14 +121,6 @@ def _config(data: Any, path: Path) -> Config:
         raise InputError(f"{path}: the configuration in it is not valid: {error}") from None
 
 
-def _verify(path: Path) -> None:
-    """Compare the CRC-32 checksums, which torch writes and does not read."""
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise DamagedCheckpoint(f"{path}: is damaged; the checksum of {damaged!r} in it is not that of its bytes.")
-
-
 def _without_wrappers(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Remove the prefixes that wrappers leave in names."""
     if not all(isinstance(name, str) and isinstance(values, Tensor) for name, values in state.items()):
@@ -151,16 +129,9 @@ def _without_wrappers(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]
 
 
 def check_same_model(path: PathLike, saved: Config, wanted: Config, *, but: str = "") -> None:
-    """Refuse a config whose `model` or `diffusion` differs from a checkpoint's: the weights might fit all the same.
+    """Refuse a config whose `model` or `diffusion` differs from a checkpoint's, because the weights might still fit.
 
-    Args:
-        path: the checkpoint, for the message.
-        saved: its config.
-        wanted: the given config.
-        but: a key that may differ.
-
-    Raises:
-        InputError: names the key and both values.
+    The key `but` may differ.
     """
     for section in ("model", "diffusion"):
         given = dataclasses.asdict(getattr(wanted, section))
@@ -172,16 +143,7 @@ def check_same_model(path: PathLike, saved: Config, wanted: Config, *, but: str 
 
 
 def load_weights(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    """Load a state dict that must fit exactly.
-
-    Args:
-        module: the UNet.
-        state: the weights, under our names.
-        where: the name of the weights in messages.
-
-    Raises:
-        InputError: a key is missing or unknown, or a shape differs.
-    """
+    """Load a state dict that must fit exactly; `where` names it in the InputError."""
     wanted, found = ({name: tuple(of[name].shape) for name in of} for of in (module.state_dict(), state))
     problems = [f"{name} is missing" for name in wanted if name not in found]
     problems += [f"{name} is unknown" for name in found if name not in wanted]
@@ -210,7 +172,7 @@ def load_diffusion(
             one must then agree in `model` and `diffusion`.
         weights: "ema" for the averaged weights, "model" for the last ones.
         device: of the model.
-        dtype: of the network's weights; None: float32, whatever the file holds. The diffusion itself stays float32.
+        dtype: of the network's weights; None: float32, also for a file in half precision. The diffusion stays float32.
 
     Returns:
         The model, in evaluation mode, without gradients.
@@ -226,7 +188,7 @@ def load_diffusion(
     if weights not in contents:
         held = "model" if weights == "ema" else "ema"
         raise InputError(f'{path}: holds the weights "{held}" alone; weights is "{weights}", but must be "{held}".')
-    saved = contents.get("config")
+    saved = contents["config"]
     if config is None and saved is None:
         raise InputError(f"{path}: is a published checkpoint, which carries no configuration; give its config file.")
     if config is not None and saved is not None:

@@ -1,6 +1,5 @@
 """Export one set of weights as a safetensors file: `python -m patch_based_ddpm.checkpoint export`."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 
 from patch_based_ddpm import command_line
-from patch_based_ddpm.checkpoint import load_diffusion, safetensors
+from patch_based_ddpm.checkpoint import check_path, load_diffusion, safetensors
 from patch_based_ddpm.errors import InputError, explain_os_error
 
 
@@ -19,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(f"--out {str(args.out)!r} is a folder; it must be a file.")
     if not args.out.parent.is_dir():
         raise InputError(f"--out {str(args.out)!r} cannot be written: there is no folder {str(args.out.parent)!r}.")
-    if args.out.exists() and os.path.exists(args.ckpt) and args.out.samefile(args.ckpt):
+    if args.out.exists() and args.out.samefile(check_path(args.ckpt)):
         raise InputError(f"--out {str(args.out)!r} is the checkpoint itself; it must be another file.")
     diffusion = load_diffusion(args.ckpt, config=args.config, weights=args.weights)
     state = _converted(diffusion.unet.state_dict(), args.dtype)

@@ -50,21 +50,13 @@ def translate_name(name: str) -> str:
 
 
 def translate_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a published state dict into one of our UNet's.
+    """Turn a published state dict, without the prefixes of wrappers, into one of our UNet's.
 
-    Args:
-        state: published names, without the prefixes of wrappers.
-
-    Returns:
-        Our names. Left out are the unused layer and the buffers of the schedule, which follows from the config. An
-        unknown parameter keeps its name, so that loading refuses it.
+    The unused layer and the buffers of the schedule are left out. An unknown parameter keeps its name, so that loading
+    refuses it.
     """
-    weights = {}
-    for name, values in state.items():
-        inner = name.removeprefix(PREFIX)
-        if inner != name and not IDLE.fullmatch(inner):
-            weights[translate_name(inner)] = _shape(inner, values)
-    return weights
+    names = [name.removeprefix(PREFIX) for name in state if name.startswith(PREFIX)]
+    return {translate_name(name): _shape(name, state[PREFIX + name]) for name in names if not IDLE.fullmatch(name)}
 
 
 def _shape(name: str, values: Tensor) -> Tensor:
@@ -73,15 +65,12 @@ def _shape(name: str, values: Tensor) -> Tensor:
 
 
 def translate_optimizer(optimizer: dict[str, Any], model: dict[str, Tensor], names: list[str]) -> dict[str, Any]:
-    """Turn the published Adam state into one for our parameters.
+    """Turn the published state of Adam into one for our parameters.
 
     Args:
         optimizer: published `opt`; its entries are numbered in the order of `model`'s parameters.
         model: the published state dict of the same file, without the prefixes of wrappers.
         names: our parameters' names in the order of our optimizer.
-
-    Returns:
-        A state dict for our optimizer.
     """
     published = [name.removeprefix(PREFIX) for name in model if name.startswith(PREFIX)]
     entries = {}

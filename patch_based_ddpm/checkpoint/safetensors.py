@@ -25,17 +25,7 @@ def is_safetensors(start: bytes) -> bool:
 
 
 def write(path: Path, config: Config, weights: str, state: dict[str, Tensor]) -> None:
-    """Write a safetensors file whole or not at all, see `atomic_write`.
-
-    Args:
-        path: the file; its folder exists.
-        config: of the model.
-        weights: which set of weights `state` is, "ema" or "model".
-        state: of the UNet, on the CPU, in the dtype to store.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write the UNet's state dict, of the `weights` "ema" or "model", whole or not at all, see `atomic_write`."""
     metadata = {"format": FORMAT, "config": json.dumps(config.to_dict()), "weights": weights}
     data = save({name: values.contiguous() for name, values in state.items()}, metadata)  # channels last is refused
     with atomic_write(path) as file:
@@ -44,9 +34,6 @@ def write(path: Path, config: Config, weights: str, state: dict[str, Tensor]) ->
 
 def read(path: Path) -> dict[str, Any]:
     """Read a safetensors file of ours onto the CPU.
-
-    Args:
-        path: the file.
 
     Returns:
         `config`, as JSON text, and under "ema" or "model" the state dict, in the dtype in which it is stored.

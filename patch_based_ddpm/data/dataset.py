@@ -8,6 +8,7 @@ Shapes: `b` images, `c` channels, `H W` image.
 
 import multiprocessing
 import multiprocessing.forkserver
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, count
@@ -24,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from patch_based_ddpm.data.sources import Source, UnreadableImage
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.randomness import Purpose, generator
-from patch_based_ddpm.signals import ignored_by_children, outlive_signals
+from patch_based_ddpm.signals import handled_by, outlive_signals
 
 Sample = tuple[Tensor, tuple[int, ...]]
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -262,6 +263,6 @@ def _worker_context() -> BaseContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", __name__])  # torch is imported once, not by every worker
-    with ignored_by_children():
+    with handled_by(signal.SIG_IGN):  # the processes that the server forks inherit this
         multiprocessing.forkserver.ensure_running()
     return context

@@ -1,10 +1,9 @@
-"""The files of a run: checkpoints, the newest of which is model-last.pt, metrics.jsonl and previews."""
+"""The files of a run, in the folder `trainer.log_dir`."""
 
 import contextlib
 import errno
 import json
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +17,7 @@ from patch_based_ddpm.files import SUFFIX, atomic_write, flush_folder
 
 
 class RunFolder:
-    """LOG_DIR: config.json, metrics.jsonl, checkpoints/, sampled/, wandb/ and, if enabled, image_cache.npy.
-
-    Args:
-        root: LOG_DIR.
-    """
+    """The folder `trainer.log_dir`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -41,31 +36,23 @@ class RunFolder:
         return self.previews / f"{step}.png"
 
     def create(self) -> None:
-        """Make the folders.
-
-        Raises:
-            InputError: a file is in the way, or the file system is read-only.
-        """
+        """Make the folders. Raises InputError."""
         with explain_os_error(f"trainer.log_dir {str(self.root)!r} cannot be used"):
             for folder in (self.checkpoints, self.previews):
                 folder.mkdir(parents=True, exist_ok=True)
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, ascending."""
-        names = [re.fullmatch(r"model-(\d+)\.pt", path.name) for path in self.checkpoints.glob("model-*.pt")]
-        return sorted(int(name[1]) for name in names if name)
+        names = [path.stem.removeprefix("model-") for path in self.checkpoints.glob("model-*.pt")]
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def by_age(self) -> list[Path]:
         """The checkpoints of single steps, newest first; after `--restart-step` a lower step may be newer."""
-        paths = [self.checkpoint(step) for step in reversed(self.steps())]
+        paths = map(self.checkpoint, reversed(self.steps()))
         return sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
     def candidates(self, resume: str) -> list[Path]:
-        """The checkpoints to resume from, best first; the later ones are for the case that the first are damaged.
-
-        Args:
-            resume: "latest", which finds none in a new folder, or a file.
-        """
+        """The checkpoints to try in this order, given "latest" or one file; none if a new folder has no latest."""
         if resume != "latest":
             return [Path(resume)]
         if not self.last_checkpoint.exists():
@@ -73,22 +60,17 @@ class RunFolder:
         return [self.last_checkpoint, *(path for path in self.by_age() if not path.samefile(self.last_checkpoint))]
 
     def save_checkpoint(self, step: int, contents: dict[str, Any], total_limit: int | None) -> None:
-        """Write model-STEP.pt, let model-last.pt be the same file, then remove the oldest checkpoints.
-
-        Args:
-            step: the optimizer steps done.
-            contents: see `checkpoint.save`.
-            total_limit: how many checkpoints stay; None: all.
+        """Write model-STEP.pt, link model-last.pt to it, then remove all but the `total_limit` newest checkpoints.
 
         Raises:
-            OSError: the checkpoint cannot be written; nothing is removed then.
+            OSError: the checkpoint cannot be written; nothing is removed.
         """
         path = self.checkpoint(step)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         checkpoint.save(path, contents)
         self.point_last_at(path)
         if total_limit is not None:
-            older = [old for old in self.by_age() if old != path]  # `path` is the newest even if the clock was put back
+            older = [old for old in self.by_age() if old != path]  # excludes the new one even if the clock is wrong
             for old in older[total_limit - 1 :]:
                 with contextlib.suppress(OSError):  # the next save tries again
                     old.unlink()
@@ -106,18 +88,24 @@ class RunFolder:
         unfinished.replace(self.last_checkpoint)
         flush_folder(self.checkpoints)
 
-    def remove_unfinished(self) -> None:
-        """Remove the partly written files of a killed run."""
+    def discard_after(self, step: int) -> None:
+        """Remove metrics of later steps, which a resumed run logs again, and the partly written files of a killed run.
+
+        Raises:
+            OSError: a file cannot be removed.
+        """
+        if step == 0:
+            self.wandb_id.unlink(missing_ok=True)  # of a run that never saved
+        if self.metrics.exists():
+            lines = self.metrics.read_text(encoding="utf-8").splitlines()
+            with atomic_write(self.metrics) as file:
+                file.writelines(f"{line}\n".encode() for line in lines if _logged_step(line) <= step)
         for folder in (self.checkpoints, self.previews):
             for path in folder.glob("*" + SUFFIX):
                 path.unlink(missing_ok=True)
 
     def append_metrics(self, lines: Sequence[dict[str, Any]]) -> None:
-        """Append lines to metrics.jsonl, all or none.
-
-        Raises:
-            OSError: they cannot be written.
-        """
+        """Append lines to metrics.jsonl, all or none. Raises OSError."""
         self.root.mkdir(parents=True, exist_ok=True)
         data = "".join(json.dumps(line) + "\n" for line in lines).encode()
         with open(self.metrics, "ab", buffering=0) as file:
@@ -126,16 +114,9 @@ class RunFolder:
                 file.truncate(size)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def remove_metrics_after(self, step: int) -> None:
-        """Remove the lines of later steps, which a resumed run logs again, and a line that was cut off."""
-        if not self.metrics.exists():
-            return
-        kept = [line for line in self.metrics.read_text(encoding="utf-8").splitlines() if _logged_step(line) <= step]
-        with atomic_write(self.metrics) as file:
-            file.write("".join(line + "\n" for line in kept).encode())
-
 
 def _logged_step(line: str) -> float:
+    """The step of a line; infinity for a line that a kill cut off."""
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
@@ -145,5 +126,5 @@ def _logged_step(line: str) -> float:
 def report_unwritten(path: Path, error: OSError) -> str:
     """Print above the progress bar that a file could not be written; returns the sentence."""
     sentence = f"{path} could not be written: {error.strerror or error}."
-    tqdm.write(f"{sentence} The run goes on.")
+    tqdm.write(f"{sentence} The run continues.")
     return sentence

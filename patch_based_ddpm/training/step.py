@@ -1,8 +1,7 @@
 """One optimizer step: forward and backward over chunks of patches, then an update if loss and gradient are finite.
 
 The gradients of all chunks of patches add up to exactly the whole-image gradient of `GaussianDiffusion.loss`.
-
-Shapes: `b` images of a micro-batch, `n` patches in the pass, `c` channels, `H W` image, `N` patches a side.
+Shapes: `b` images of a micro-batch, `c` channels, `H W` image, `N` patches a side.
 """
 
 import contextlib
@@ -38,9 +37,7 @@ class TrainingStep:
     """Takes optimizer steps.
 
     Attributes:
-        config: batch, patches per pass, learning rate, clipping.
-        accelerator: devices, processes, precision.
-        diffusion: around the network that the accelerator prepared.
+        diffusion: its network is prepared by the accelerator.
         optimizer: a fused Adam, prepared by the accelerator.
     """
 
@@ -50,16 +47,15 @@ class TrainingStep:
     optimizer: AcceleratedOptimizer
 
     def __call__(self, step: int, micro_batches: Iterable[Tensor]) -> StepResult:
-        """Accumulate the gradient of all micro-batches and apply it.
+        """Accumulate the gradient of all micro-batches and apply it if loss and gradient are finite.
 
         Args:
-            step: the optimizer steps done before; it seeds timesteps and noise, with seed and process.
+            step: the optimizer steps done before; seeds timesteps and noise, together with seed and process.
             micro_batches: `gradient_accumulate_every` times (b, c, H, W) in [-1, 1].
-
-        Returns:
-            The measurements. A step whose loss or gradient is not finite changes neither weights nor optimizer.
         """
-        self._set_learning_rate(step)
+        warmth = min(1.0, (step + 1) / max(1, self.config.lr_warmup_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.train_lr * warmth
         patch_loss = self._gradient(step, list(micro_batches))  # (N*N,)
         loss = self.accelerator.reduce(patch_loss.mean(), reduction="mean")
         grad_norm = self._clip()
@@ -81,19 +77,19 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=self.accelerator.num_processes == 1)
 
     def load_optimizer(self, state: dict[str, Any]) -> None:
-        """Load the state dict of an Adam, fused or not."""
-        groups = [{**group, "fused": True, "foreach": None} for group in state["param_groups"]]
-        self.optimizer.load_state_dict({**state, "param_groups": groups})
-        # Fused Adam needs moments in the memory layout of their parameters.
-        for parameter, state in self.optimizer.optimizer.state.items():
-            for name, values in state.items():
-                if values.shape == parameter.shape and values.stride() != parameter.stride():
-                    state[name] = torch.empty_like(parameter).copy_(values)
+        """Load the state dict of an Adam, fused or not.
 
-    def _set_learning_rate(self, step: int) -> None:
-        warmth = min(1.0, (step + 1) / max(1, self.config.lr_warmup_steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.train_lr * warmth
+        Raises:
+            LookupError, TypeError, ValueError, AttributeError: it does not fit the parameters.
+        """
+        groups = [{**group, "fused": True, "foreach": None} for group in state["param_groups"]]
+        self.optimizer.load_state_dict({**state, "param_groups": groups})  # compares no shapes
+        for parameter, moments in self.optimizer.optimizer.state.items():
+            for key in ("exp_avg", "exp_avg_sq"):
+                if moments[key].shape != parameter.shape:
+                    raise ValueError(f"{key} has the shape {moments[key].shape} instead of {parameter.shape}")
+                # Fused Adam needs moments in the memory layout of their parameters.
+                moments[key] = torch.empty_like(parameter).copy_(moments[key])
 
     def _gradient(self, step: int, micro_batches: list[Tensor]) -> Tensor:
         """Add up the gradient of all micro-batches; returns the mean loss of each patch, (N*N,).
@@ -111,9 +107,8 @@ class TrainingStep:
             self.diffusion.patch_batching.shrink(self._patches_a_pass(micro_batches[0]))
 
     def _patches_a_pass(self, x_0: Tensor) -> int:
-        return self.diffusion.patch_batching.size(
-            self.diffusion.patch_divider**2 * len(x_0), self.config.patch_batch_size
-        )
+        patches = self.diffusion.patch_divider**2 * len(x_0)
+        return self.diffusion.patch_batching.size(patches, self.config.patch_batch_size)
 
     def _backward(self, step: int, micro_step: int, x_0: Tensor) -> Tensor:
         """Add one micro-batch's gradient; returns the mean loss of each patch, (N*N,)."""

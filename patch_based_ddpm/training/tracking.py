@@ -1,32 +1,81 @@
-"""Reports metrics and previews: to metrics.jsonl always, and to wandb if it is enabled.
+"""Averages the metrics of a log interval, and reports metrics and previews to metrics.jsonl and, if enabled, wandb.
 
-wandb never ends a run: without a login it records offline, and if it cannot start the run goes on without it.
+wandb never ends a run: without a login it records offline, and after a failure the run continues without it.
 """
 
+import contextlib
 import math
 import os
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.training.run_folder import RunFolder, report_unwritten
+from patch_based_ddpm.training.step import StepResult
 
 DEFAULT_PROJECT = "patch_based_ddpm"
 
 
-class Tracker:
-    """Reports for the main process; on the other processes it does nothing.
+class IntervalMetrics(NamedTuple):
+    """Means over the applied steps of a log interval, NaN if all were skipped; see `StepResult`."""
+
+    loss: float
+    grad_norm: float
+    patch_loss: Tensor  # float64, on the CPU
+    steps_per_second: float  # skipped ones included
+    skipped_in_a_row: int  # the longest row of skipped steps that ends in the interval or continues after it
+
+
+class TrainingMetrics:
+    """Keeps the results of steps on the device until the log interval ends, so that no step waits for the device.
 
     Args:
-        accelerator: tells which process this is.
-        config: the run's configuration, shown beside the curves.
-        folder: the run's folder.
+        skipped_steps: of the run so far.
     """
+
+    def __init__(self, skipped_steps: int = 0) -> None:
+        self._skipped_before = skipped_steps
+        self._skipped_in_a_row = 0
+        self._start_interval()
+
+    def _start_interval(self) -> None:
+        self._steps: list[Tensor] = []  # (3 + N*N,) each
+        self._start = time.perf_counter()
+
+    def add(self, result: StepResult) -> None:
+        """Add the result of a step."""
+        scalars = torch.stack([result.applied.float(), result.loss, result.grad_norm])
+        self._steps.append(torch.cat([scalars, result.patch_loss]))
+
+    def skipped_steps(self) -> int:
+        """Skipped steps of the whole run; waits for the device."""
+        applied = torch.stack(self._steps)[:, 0].tolist() if self._steps else []
+        return self._skipped_before + applied.count(False)
+
+    def end_interval(self) -> IntervalMetrics:
+        """Average the steps since the last call, at least one; waits for the device."""
+        steps = torch.stack(self._steps).cpu().double()  # (n, 3 + N*N)
+        seconds = time.perf_counter() - self._start
+        applied = steps[:, 0].bool()
+        means = steps[applied, 1:].mean(dim=0)
+        rows = list(accumulate(applied.tolist(), lambda row, ok: 0 if ok else row + 1, initial=self._skipped_in_a_row))
+        self._skipped_in_a_row = rows[-1]
+        self._skipped_before += len(steps) - int(applied.sum())
+        self._start_interval()
+        return IntervalMetrics(means[0].item(), means[1].item(), means[2:], len(steps) / seconds, max(rows[1:]))
+
+
+class Tracker:
+    """Reports for the main process; on the other processes it does nothing."""
 
     def __init__(self, accelerator: Accelerator, config: Config, folder: RunFolder) -> None:
         self.accelerator = accelerator
@@ -42,7 +91,7 @@ class Tracker:
             return
         if not self.folder.wandb_id.exists():
             self.folder.wandb_id.write_text(uuid.uuid4().hex[:8] + "\n", encoding="utf-8")
-        self.wandb = start_wandb(
+        self.wandb = _start_wandb(
             self.folder.root,
             self.accelerator.print,
             project=trainer.wandb_project,
@@ -52,7 +101,7 @@ class Tracker:
             config=self.config.to_dict(),
         )
         if self.wandb is None:
-            self.accelerator.print("The run goes on without wandb; the metrics are in metrics.jsonl.")
+            self.accelerator.print("The run continues without wandb; the metrics are in metrics.jsonl.")
             return
         # Curves over our own step: a resumed run may log a step again, which wandb's own counter would drop.
         self.wandb.define_metric("*", step_metric="step")
@@ -86,75 +135,56 @@ class Tracker:
             return
         import wandb
 
-        try:
-            self.wandb.log({"step": step, **scalars, **{name: wandb.Image(array) for name, array in pictures.items()}})
-        except Exception as error:
-            self.accelerator.print(f"wandb failed and is left out from here on ({type(error).__name__}: {error}).")
-            self.wandb = None
+        run, self.wandb = self.wandb, None
+        with _printed(self.accelerator.print, "failed and is left out from here on"):
+            run.log({"step": step, **scalars, **{name: wandb.Image(array) for name, array in pictures.items()}})
+            self.wandb = run
 
     def finish(self) -> None:
         """Let wandb upload the rest."""
-        if self.wandb is None:
-            return
-        try:
-            self.wandb.finish()
-        except Exception as error:
-            self.accelerator.print(f"wandb could not finish ({type(error).__name__}: {error}).")
+        if self.wandb is not None:
+            with _printed(self.accelerator.print, "could not finish"):
+                self.wandb.finish()
 
 
 def record(config: dict[str, Any], scalars: dict[str, float], *, project: str | None, folder: Path) -> None:
-    """Report the figures of an evaluation to wandb, as a run of their own; a failure is printed and not raised.
+    """Report an evaluation's settings and results to wandb as a run of its own; prints a failure instead of raising it.
 
-    Args:
-        config: settings of the evaluation.
-        scalars: the figures.
-        project: wandb project; None: this package's.
-        folder: where wandb keeps its files.
+    Files of wandb lie in `folder`; no `project` means this package's.
     """
-    run = start_wandb(folder, print, project=project, job_type="evaluate", config=config)
-    if run is None:
-        return
-    try:
-        run.log(scalars)
-        run.finish()
-    except Exception as error:
-        print(f"wandb could not record the figures ({type(error).__name__}: {error}).")
+    run = _start_wandb(folder, print, project=project, job_type="evaluate", config=config)
+    if run is not None:
+        with _printed(print, "could not record the figures"):
+            run.log(scalars)
+            run.finish()
 
 
-def start_wandb(folder: Path, say: Callable[[str], None], *, project: str | None, **options: Any) -> Any:
-    """Start a wandb run: as the user set wandb up, or else offline.
-
-    Args:
-        folder: where wandb keeps its files.
-        say: prints why something did not work.
-        project: wandb project; None: this package's.
-        options: of `wandb.init`.
-
-    Returns:
-        The run, or None where wandb cannot start.
-    """
+def _start_wandb(folder: Path, say: Callable[[str], None], *, project: str | None, **options: Any) -> Any:
+    """Start a wandb run as the user set wandb up, or else offline; None if wandb cannot start."""
     try:
         import wandb
     except ImportError:
         say("wandb is not installed.")
         return None
-    modes = [None, "offline"]  # None: as WANDB_MODE says, or else online
-    if "WANDB_MODE" not in os.environ and not _logged_in(wandb):
+    modes, logged_in = [None, "offline"], False  # None: as WANDB_MODE says, or else online
+    with contextlib.suppress(Exception):  # settings that wandb cannot read
+        logged_in = "WANDB_MODE" in os.environ or wandb.login(prompt=False, verify=False)
+    if not logged_in:
         say(f"wandb: no login found, recording offline below {folder / 'wandb'}.")
         modes = ["offline"]
     for mode in modes:
-        try:
+        with _printed(say, "could not start"):
             return wandb.init(project=project or DEFAULT_PROJECT, dir=str(folder), mode=mode, **options)
-        except Exception as error:  # of any kind: metrics.jsonl holds the figures too
-            say(f"wandb could not start ({type(error).__name__}: {error}).")
     return None
 
 
-def _logged_in(wandb: Any) -> bool:
+@contextlib.contextmanager
+def _printed(say: Callable[[str], None], failure: str) -> Iterator[None]:
+    """Print an exception of wandb, which may be of any kind, instead of raising it."""
     try:
-        return wandb.login(prompt=False, verify=False)
-    except Exception:  # settings that wandb cannot read
-        return False
+        yield
+    except Exception as error:
+        say(f"wandb {failure} ({type(error).__name__}: {error}).")
 
 
 def _heat_map(values: np.ndarray) -> np.ndarray:

@@ -8,13 +8,14 @@ from contextlib import closing
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from einops import rearrange
 from ema_pytorch import EMA
 from tqdm.auto import tqdm
 
-from patch_based_ddpm import checkpoint, processes
+from patch_based_ddpm import checkpoint, processes, samplers
 from patch_based_ddpm.checkpoint import published
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.data import pictures
@@ -25,28 +26,39 @@ from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.model.diffusion import GaussianDiffusion
 from patch_based_ddpm.model.unet import UNet
 from patch_based_ddpm.planning.live_memory import MIB, peak_memory, reset_peak_memory
-from patch_based_ddpm.signals import SignalHandler, SignalRequest, Stopped
-from patch_based_ddpm.training.metrics import TrainingMetrics
-from patch_based_ddpm.training.previews import check_preview, draw_preview
+from patch_based_ddpm.samplers import SamplerConfig
+from patch_based_ddpm.signals import SignalHandler, SignalRequest, Stopped, handled_by
 from patch_based_ddpm.training.run_folder import RunFolder, report_unwritten
 from patch_based_ddpm.training.step import StepResult, TrainingStep
-from patch_based_ddpm.training.tracking import Tracker
+from patch_based_ddpm.training.tracking import Tracker, TrainingMetrics
 
 MAX_FAILED_SAVES = 3  # in a row
 
 
-class Trainer:
-    """Trains one run, on one process of possibly many.
+def preview_sampler(config: Config) -> SamplerConfig:
+    """The sampler of the previews; `Config`, which imports no sampler, cannot check its options.
 
-    Args:
-        config: what to train and how.
-        accelerator: devices, processes and precision.
-        source: the images.
-        folder: the run's folder.
+    Raises:
+        InputError: there is no such sampler, or it does not take these options.
     """
+    trainer = config.trainer
+    try:
+        sampler = SamplerConfig(
+            name=trainer.preview_sampler,
+            steps=trainer.preview_steps,
+            eta=trainer.preview_eta,
+            order=trainer.preview_order,
+        )
+        return sampler.resolve(config.diffusion.timesteps)
+    except InputError as error:
+        raise InputError(f"trainer.preview_sampler and its options: {error}") from None
+
+
+class Trainer:
+    """Trains one run, on one process of possibly many."""
 
     def __init__(self, config: Config, accelerator: Accelerator, source: Source, folder: RunFolder) -> None:
-        check_preview(config)
+        self.preview_sampler = preview_sampler(config)
         self.config = config
         self.accelerator = accelerator
         self.source = source
@@ -60,13 +72,13 @@ class Trainer:
         adam = torch.optim.Adam(unet.parameters(), lr=trainer.train_lr, fused=True)
         unet.recompute = trainer.recompute_activations
         unet, optimizer = accelerator.prepare(unet, adam)
-        if trainer.compile:
-            # A study trains several networks in one process, each with its own count of recompilations.
-            _unwrapped(accelerator, unet).compile(dynamic=False, isolate_recompiles=True)
         diffusion = GaussianDiffusion(unet, config).to(accelerator.device)
         diffusion.patch_batching.padded = trainer.compile  # passes of one shape are compiled once
         self.ema_diffusion = GaussianDiffusion(self.ema.ema_model, config).to(accelerator.device)
         self.training_step = TrainingStep(trainer, accelerator, diffusion, optimizer)
+        if trainer.compile:
+            # A study trains several networks in one process, each with its own count of recompilations.
+            self.unet.compile(dynamic=False, isolate_recompiles=True)
         self.tracker = Tracker(accelerator, config, folder)
         self.signals = SignalHandler(accelerator.is_main_process)
         self.step = 0
@@ -76,8 +88,8 @@ class Trainer:
 
     @property
     def unet(self) -> UNet:
-        """The network in training, without the accelerator's wrappers."""
-        return _unwrapped(self.accelerator, self.training_step.diffusion.unet)
+        """The network in training, without the wrappers of accelerate, which compiles it if the launcher says so."""
+        return self.accelerator.unwrap_model(self.training_step.diffusion.unet, keep_torch_compile=False)
 
     @property
     def images_per_step(self) -> int:
@@ -86,23 +98,23 @@ class Trainer:
         return trainer.train_batch_size * trainer.gradient_accumulate_every * self.accelerator.num_processes
 
     def limit_patch_batch(self, patches: int) -> None:
-        """Let at most so many patches share a pass, whatever the config says."""
+        """Set an upper limit to the patches in a pass, beside the config's."""
         self.training_step.diffusion.patch_batching.limit = patches
         self.ema_diffusion.patch_batching.limit = patches
 
     def train(self) -> None:
-        """Run the steps that are left.
+        """Run the remaining steps.
 
         Raises:
-            InputError: an image cannot be read or the cache not be built, too many steps in a row were not finite or
-                could not be saved, or the last one before the run ends could not.
-            Stopped: a signal asked for it; this step is saved.
+            InputError: an image cannot be read, the cache cannot be built, too many steps in a row were not finite, or
+                too many checkpoints or the last one cannot be written.
+            Stopped: a signal asked for it; the step is saved.
         """
         pixels = prepare_pixels(self.config, self.accelerator, self.source, self.folder.image_cache)
         self.tracker.start()
         reset_peak_memory(self.accelerator.device)
         try:
-            with self.signals:
+            with handled_by(self.signals.receive):
                 self._run_steps(pixels)
         finally:
             self.tracker.finish()
@@ -110,7 +122,7 @@ class Trainer:
     def _run_steps(self, pixels: Pixels) -> None:
         trainer = self.config.trainer
         if self.step > 0 and self._is_milestone and not self.folder.preview(self.step).exists():
-            self.preview()  # the run had ended between this checkpoint and its preview
+            self.preview()  # the run ended between this checkpoint and its preview
         batches = micro_batches(self.config, self.accelerator, pixels, self.step, self._report_bad_images)
         with closing(batches), self._progress(range(self.step, trainer.train_num_steps), "training") as bar:
             for _ in bar:
@@ -154,13 +166,7 @@ class Trainer:
             self.ema.update_moving_average(self.ema.ema_model, self.ema.model, current_decay=trainer.ema_decay)
 
     def log(self, last: StepResult) -> dict[str, str]:
-        """Collective: report the steps since the last report, or since the run was resumed.
-
-        Args:
-            last: the result of the last step.
-
-        Returns:
-            What the progress bar shows.
+        """Collective: report the steps since the last report or resume; returns the figures for the progress bar.
 
         Raises:
             InputError: too many steps in a row were skipped.
@@ -213,7 +219,7 @@ class Trainer:
         return failure is None
 
     def state_dict(self) -> dict[str, Any]:
-        """Collective: the contents of a checkpoint, see `checkpoint`."""
+        """Collective: the contents of a checkpoint."""
         scaler = self.accelerator.scaler
         return {
             "config": self.config.to_dict(),
@@ -226,34 +232,6 @@ class Trainer:
             "bad_images": sorted(set().union(*processes.gather(self.bad_images))),
         }
 
-    def load_state_dict(self, state: dict[str, Any], path: checkpoint.PathLike) -> None:
-        """Continue from a checkpoint, ours or a published one.
-
-        Args:
-            state: what `checkpoint.read` returned.
-            path: the file it came from, for messages.
-
-        Raises:
-            InputError: it does not fit the config, or holds weights alone.
-        """
-        if not state["published"]:
-            # A network trained with another halo soon adapts.
-            checkpoint.check_same_model(path, state["config"], self.config, but="halo")
-        optimizer = state["optimizer"]
-        if type(state["step"]) is not int or not isinstance(optimizer, dict) or "param_groups" not in optimizer:
-            raise InputError(f"{path}: holds no step and optimizer state; it can be sampled from, but not continued.")
-        checkpoint.load_weights(self.unet, state["model"], f"{path} (model)")
-        checkpoint.load_weights(self.ema.ema_model, state["ema"], f"{path} (ema)")
-        self.training_step.load_optimizer(_optimizer_state(state, self.unet, path))
-        if state["scaler"] is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step = state["step"]
-        self.metrics = TrainingMetrics(state.get("skipped_steps", 0))
-        self.bad_images = set(state.get("bad_images", ()))
-        wanted, saved = self.config.model.halo, 0 if state["published"] else state["config"].model.halo
-        if wanted != saved:
-            self.accelerator.print(f"{path}: was trained with a halo of {saved} pixels; going on with one of {wanted}.")
-
     def resume(self, *candidates: checkpoint.PathLike) -> None:
         """Continue from the first of some checkpoints that is not damaged, ours or a published one.
 
@@ -263,32 +241,78 @@ class Trainer:
         for path in candidates:
             try:
                 state = checkpoint.read(path, verify=True)
+                break
             except checkpoint.DamagedCheckpoint as error:
                 if path == candidates[-1]:
                     raise
                 self.accelerator.print(f"{error} Trying the one before.")
-            else:
-                self.load_state_dict(state, path)
-                return
+        saved, optimizer = state["config"], state["optimizer"]
+        if saved is not None:
+            # A network trained with another halo soon adapts.
+            checkpoint.check_same_model(path, saved, self.config, but="halo")
+        if type(state["step"]) is not int or not optimizer:
+            raise InputError(f"{path}: holds no step and optimizer state; it can be sampled from, but not continued.")
+        checkpoint.load_weights(self.unet, state["model"], f"{path} (model)")
+        checkpoint.load_weights(self.ema.ema_model, state["ema"], f"{path} (ema)")
+        try:
+            if saved is None:
+                names = [name for name, _ in self.unet.named_parameters()]
+                optimizer = published.translate_optimizer(optimizer, state["published_model"], names)
+            self.training_step.load_optimizer(optimizer)
+        except (LookupError, TypeError, ValueError, AttributeError):
+            raise InputError(
+                f"{path}: the optimizer state does not fit the configuration's model; it must be Adam's, with moments "
+                "of the same shapes as the parameters."
+            ) from None
+        if state["scaler"] is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
+        self.metrics = TrainingMetrics(state.get("skipped_steps", 0))
+        self.bad_images = set(state.get("bad_images", ()))
+        halo, saved_halo = self.config.model.halo, 0 if saved is None else saved.model.halo
+        if halo != saved_halo:
+            self.accelerator.print(
+                f"{path}: was trained with a halo of {saved_halo} pixels; training continues with one of {halo}."
+            )
 
     def preview(self) -> None:
-        """Collective: draw images with the averaged weights and save them as a grid.
+        """Collective: draw the images of the first seeds with the averaged weights and save them as a grid.
 
         Raises:
             Stopped: a signal asked for it; a resumed run draws the preview first.
         """
-        trainer = self.config.trainer
-        if trainer.preview_count == 0:
+        if self.config.trainer.preview_count == 0:
             return
-        images = draw_preview(self.ema_diffusion, trainer, self.accelerator, self._preview_steps)
+        images = self._draw_preview()
         if self.accelerator.is_main_process:
-            picture, path = pictures.tile([pictures.pixels(image) for image in images]), self.folder.preview(self.step)
+            picture, path = pictures.tile(images), self.folder.preview(self.step)
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 pictures.save_png(path, picture)
             except OSError as error:
                 report_unwritten(path, error)
             self.tracker.log_preview(self.step, picture)
+
+    def _draw_preview(self) -> list[np.ndarray]:
+        """The images of seeds 0, 1, ..., each (H, W, c) uint8; the processes share them."""
+        trainer, accelerator = self.config.trainer, self.accelerator
+        count, drawn = trainer.preview_count, {}
+        # Where the images do not divide evenly, some are drawn twice, so that no process has fewer batches.
+        own = [(accelerator.process_index + i) % count for i in range(0, count, accelerator.num_processes)]
+        for start in range(0, len(own), trainer.train_batch_size):
+            seeds = own[start : start + trainer.train_batch_size]
+            with torch.inference_mode(), accelerator.autocast():
+                images = samplers.draw(
+                    self.ema_diffusion,
+                    seeds,
+                    sampler=self.preview_sampler,
+                    patch_batch_size=trainer.patch_batch_size,
+                    progress=self._preview_steps,
+                )
+            drawn |= zip(seeds, map(pictures.pixels, images.cpu()), strict=True)
+        for part in processes.gather(drawn):
+            drawn |= part
+        return [drawn[seed] for seed in range(count)]
 
     def _preview_steps(self, steps: list[int]) -> Iterator[int]:
         for step in self._progress(steps, "preview", leave=False):
@@ -302,31 +326,3 @@ class Trainer:
         return tqdm(
             steps, desc=what, initial=done, total=done + len(steps), disable=hidden, leave=leave, dynamic_ncols=True
         )
-
-
-def _unwrapped(accelerator: Accelerator, unet: torch.nn.Module) -> UNet:
-    """The network itself, also where the launcher was asked to compile it."""
-    return accelerator.unwrap_model(unet, keep_torch_compile=False)
-
-
-def _optimizer_state(state: dict[str, Any], unet: UNet, path: checkpoint.PathLike) -> dict[str, Any]:
-    """The optimizer state of a checkpoint, checked against the network, because Adam compares no shapes."""
-    optimizer, parameters = state["optimizer"], dict(unet.named_parameters())
-    try:
-        if state["published"]:
-            optimizer = published.translate_optimizer(optimizer, state["published_model"], list(parameters))
-        (group,) = optimizer["param_groups"]
-        shapes = [parameter.shape for parameter in parameters.values()]
-        fits = len(group["params"]) == len(shapes) and all(
-            moments[key].shape == shapes[number]
-            for number, moments in optimizer["state"].items()
-            for key in ("exp_avg", "exp_avg_sq")
-        )
-    except (LookupError, TypeError, ValueError, AttributeError):  # the state is malformed
-        fits = False
-    if not fits:
-        raise InputError(
-            f"{path}: the optimizer state does not fit the configuration's model; it must be Adam's, for "
-            f"{len(parameters)} parameters of the same shapes."
-        )
-    return optimizer

@@ -60,7 +60,7 @@ def test_what_a_killed_run_left_behind_goes(folder):
         (folder.checkpoints / name).touch()
     (folder.root / "sampled" / "2.png.here-7.unfinished").touch()
     folder.preview(1).touch()
-    folder.remove_unfinished()
+    folder.discard_after(0)
     assert list((folder.root / "sampled").iterdir()) == [folder.preview(1)]
     assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["model-1.pt", "model-last.pt"]
 
@@ -88,7 +88,7 @@ def test_metrics_after_the_resumed_step_are_removed(folder):
     folder.append_metrics([{"step": 30}])
     with open(folder.metrics, "a") as file:
         file.write('{"step": 4')  # cut off by a kill
-    folder.remove_metrics_after(20)
+    folder.discard_after(20)
     assert [json.loads(line) for line in folder.metrics.read_text().splitlines()] == [{"step": 10}, {"step": 20}]
 
 

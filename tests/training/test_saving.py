@@ -41,7 +41,7 @@ def test_a_run_survives_a_disk_that_is_full_for_a_while(tmp_path, full_disk, cap
     assert trainer.folder.steps() == [2, 8, 12]
     said = capsys.readouterr().out
     for step in (4, 6, 10):
-        assert f"model-{step}.pt could not be written: No space left on device. The run goes on." in said
+        assert f"model-{step}.pt could not be written: No space left on device. The run continues." in said
     assert [path.name for path in trainer.folder.checkpoints.glob("*.unfinished")] == []
 
 
@@ -117,8 +117,8 @@ def test_what_else_cannot_be_written_is_told_and_written_later(tmp_path, capsys)
     trainer.metrics.add = mend
     trainer.train()
     said = capsys.readouterr().out
-    assert "metrics.jsonl could not be written: Is a directory. The run goes on." in said
-    assert "2.png could not be written: Is a directory. The run goes on." in said
+    assert "metrics.jsonl could not be written: Is a directory. The run continues." in said
+    assert "2.png could not be written: Is a directory. The run continues." in said
     assert [line[:10] for line in trainer.folder.metrics.read_text().splitlines()] == [
         f'{{"step": {i}' for i in (1, 2, 3, 4)
     ]

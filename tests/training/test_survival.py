@@ -109,7 +109,7 @@ def test_signals_to_one_process(tmp_path):
         assert process.wait() == REQUEUE_STATUS, (tmp_path / "err").read_text()
     stopped = run.steps()[-1]
     assert stopped == logged_steps(tmp_path) < 60
-    assert f"Stopped by SIGTERM at step {stopped}; --resume latest goes on." in (tmp_path / "out").read_text()
+    assert f"Stopped by SIGTERM at step {stopped}; --resume latest continues it." in (tmp_path / "out").read_text()
     with running([*line, "--resume", "latest"], tmp_path) as process:
         wait_until(lambda: logged_steps(tmp_path) > stopped + 2, process)
         for member in family(process):  # as Ctrl-C in a terminal

@@ -86,7 +86,7 @@ def test_a_wandb_that_cannot_start_does_not_stop_the_run(tmp_path, monkeypatch, 
     tracker.finish()
     assert attempts == [None, "offline"]  # as the user set it up, then without the network
     assert len(metrics(tmp_path)) == 1
-    assert "goes on without wandb" in capsys.readouterr().out
+    assert "continues without wandb" in capsys.readouterr().out
 
 
 def test_a_wandb_that_breaks_in_the_middle_does_not_stop_the_run(tmp_path, capsys):

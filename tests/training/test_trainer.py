@@ -11,9 +11,9 @@ from patch_based_ddpm import Config, checkpoint
 from patch_based_ddpm.config import DiffusionConfig
 from patch_based_ddpm.data.sources import open_source
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.training.metrics import TrainingMetrics
 from patch_based_ddpm.training.run_folder import RunFolder
 from patch_based_ddpm.training.step import StepResult
+from patch_based_ddpm.training.tracking import TrainingMetrics
 from patch_based_ddpm.training.trainer import Trainer
 from support.commands import metrics, write_config
 from support.runs import assert_same, contents, make_trainer, timeless
@@ -381,7 +381,7 @@ def test_a_published_checkpoint_can_be_continued(tmp_path, monkeypatch):
     names = list(ours["model"])
     optimizer = ours.pop("optimizer")
     theirs = {"state": {}, "param_groups": []}
-    published_read = {**ours, "published": True, "published_model": {}, "optimizer": theirs, "step": 5}
+    published_read = {**ours, "config": None, "published_model": {}, "optimizer": theirs, "step": 5}
     monkeypatch.setattr(checkpoint, "read", lambda path, verify: published_read)
     seen = []
 
@@ -486,7 +486,10 @@ def test_a_model_goes_on_with_a_halo(tmp_path, capsys):
     (tmp_path / "b").mkdir()
     wider = make_trainer(tmp_path / "b", train_num_steps=4, model={"halo": 2})
     wider.resume(trainer.folder.last_checkpoint)
-    assert "model-last.pt: was trained with a halo of 0 pixels; going on with one of 2." in capsys.readouterr().out
+    assert (
+        "model-last.pt: was trained with a halo of 0 pixels; training continues with one of 2."
+        in capsys.readouterr().out
+    )
     assert wider.step == 2
     assert_same(wider.unet.state_dict(), trainer.unet.state_dict())
     wider.train()
