@@ -84,12 +84,8 @@ def open_cache(path: Path, stamp: str) -> CachedImages | None:
 
 
 def prepare_pixels(config: Config, source: Source, cache_path: Path) -> Pixels:
-    """Collective: the training images, from the source or from the cache that the main process builds at this path.
-
-    An endless source has no cache.
-
-    Raises:
-        InputError: an image cannot be read, or the cache cannot be built; in every process.
+    """Collective: the training images, from the source or the cache that the main process builds; its errors are raised
+    in every process. An endless source has no cache.
     """
     trainer, model = config.trainer, config.model
     images = FittedImages(source, model.channels, *model.image_shape)

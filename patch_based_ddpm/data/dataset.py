@@ -6,13 +6,11 @@ uninterrupted one, with any number of workers.
 Shapes: `b` images, `c` channels, `H W` image.
 """
 
-import multiprocessing
 import multiprocessing.forkserver
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, count
-from multiprocessing.context import BaseContext
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -29,7 +27,8 @@ from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.randomness import Purpose, generator
 from patch_based_ddpm.signals import ignored_by_children, outlive_signals
 
-Sample = tuple[Tensor, tuple[int, ...]]
+Indexes = tuple[int, ...]
+Sample = tuple[Tensor, Indexes]
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -193,18 +192,11 @@ class ShuffledStream(Sampler[tuple[int, int]]):
 
 
 def micro_batches(
-    config: Config,
-    accelerator: Accelerator,
-    pixels: Pixels,
-    step: int,
-    report_bad_images: Callable[[tuple[int, ...]], None],
+    config: Config, accelerator: Accelerator, pixels: Pixels, step: int, report_bad_images: Callable[[Indexes], None]
 ) -> Generator[Tensor, None, None]:
-    """This process's endless training batches, from optimizer step `step` on.
+    """This process's endless training batches from optimizer step `step` on, (b, c, H, W) in [-1, 1], on the CPU.
 
     `report_bad_images` is called for each batch with the indexes of the unreadable images that it skipped.
-
-    Yields:
-        (b, c, H, W) float32 in [-1, 1], on the CPU.
     """
     trainer = config.trainer
     images = TrainingImages(pixels, trainer.horizontal_flip, trainer.seed, trainer.on_bad_image)
@@ -235,20 +227,12 @@ def local_processes() -> int:
 
 
 def loader(
-    images: TrainingImages,
-    stream: Iterable[tuple[int, int]],
-    *,
-    batch_size: int,
-    num_workers: int,
-    device: torch.device,
+    images: TrainingImages, stream: ShuffledStream, *, batch_size: int, num_workers: int, device: torch.device
 ) -> Iterator[Sample]:
     """Load batches in the order of `stream`, into pinned memory for a GPU; with 0 workers in this process.
 
     Yields:
         (b, c, H, W) float32 in [-1, 1], and the indexes of all images that were skipped.
-
-    Raises:
-        UnreadableImage: see `TrainingImages`.
     """
     options = {"batch_size": batch_size, "collate_fn": collate, "pin_memory": device.type == "cuda"}
     for batch in load_in_workers(images.__getitem__, stream, num_workers, **options):
@@ -292,7 +276,7 @@ class _ReturnErrors(Dataset):
             return error
 
 
-def _worker_context() -> BaseContext:
+def _worker_context() -> multiprocessing.context.BaseContext:
     """Forks workers off a clean server process, or spawns them where the system has none.
 
     To fork a process that has threads and a GPU may deadlock. Scripts therefore need `if __name__ == "__main__":`.
