@@ -101,9 +101,8 @@ def _draw(
     own = seeds[accelerator.process_index :: accelerator.num_processes]
     recorder, to_animate = None, ()
     if show and args.trajectory is not None:
-        recorder = animation.Animation(
-            args.trajectory_of or "x_t", diffusion.patch_divider if args.patch_borders else 1
-        )
+        borders = diffusion.patch_divider if args.patch_borders else 1
+        recorder = animation.Animation(args.trajectory_of or "x_t", borders)
         to_animate = own[: args.batch_size]  # even if their files exist
     with tqdm(total=len(own), desc="images", unit="image", disable=not show, dynamic_ncols=True) as bar:
         missing = _missing(folder, own, to_animate, bar)

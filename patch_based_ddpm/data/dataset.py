@@ -215,10 +215,9 @@ def micro_batches(
 
 def workers(config: Config) -> int:
     """`trainer.num_workers`, or this process's share of the machine's cores."""
-    if config.trainer.num_workers is not None:
-        return config.trainer.num_workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, cores // local_processes())
+    share = max(1, cores // local_processes())
+    return share if config.trainer.num_workers is None else config.trainer.num_workers
 
 
 def local_processes() -> int:

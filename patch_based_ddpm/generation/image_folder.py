@@ -143,22 +143,15 @@ class ImageFolder:
                     file.write(image.tobytes())
 
 
-def _difference(held: Any, wanted: dict[str, Any]) -> str:
+def _difference(held: Any, wanted: dict[str, Any], section: str = "") -> str:
     """The first difference between two origins, in words."""
     if not isinstance(held, dict):
         return f"unknown origin ({MANIFEST} cannot be read)"
-    held, wanted = _flat(held), _flat(wanted)
-    key = next((key for key, value in wanted.items() if held.get(key) != value), None)
-    if key is None:
-        return "other settings"
-    if key == "digest":
-        return "another checkpoint"
-    return f"another {key} ({json.dumps(held.get(key))} instead of {json.dumps(wanted[key])})"
-
-
-def _flat(origin: dict[str, Any]) -> dict[str, Any]:
-    """`{"model": {"dim": 8}}` as `{"model.dim": 8}`."""
-    flat = {}
-    for key, value in origin.items():
-        flat |= {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
-    return flat
+    for key, value in wanted.items():
+        if held.get(key) != value:
+            if key == "digest":
+                return "another checkpoint"
+            if isinstance(value, dict):
+                return _difference(held.get(key), value, f"{key}.")
+            return f"another {section}{key} ({json.dumps(held.get(key))} instead of {json.dumps(value)})"
+    return "other settings"
