@@ -20,8 +20,8 @@ from patch_based_ddpm.benchmarking import measure
 from patch_based_ddpm.benchmarking.plot import save_plot
 from patch_based_ddpm.benchmarking.report import DEFINITIONS, markdown
 from patch_based_ddpm.config import Config
-from patch_based_ddpm.data import dataset
-from patch_based_ddpm.data.loading import micro_batches, prepare_pixels
+from patch_based_ddpm.data.cache import prepare_pixels
+from patch_based_ddpm.data.dataset import micro_batches
 from patch_based_ddpm.data.sources import BUILTIN_FACES, Source, open_source
 from patch_based_ddpm.errors import explain_os_error
 from patch_based_ddpm.files import write_json
@@ -162,12 +162,9 @@ def _machine(device: torch.device) -> dict[str, Any]:
 
 def _data_loading(config: Config, source: Source, args: argparse.Namespace) -> dict[str, Any]:
     """The speed of the input pipeline of a training run, with its cache if the config has one."""
-    trainer, model = config.trainer, config.model
+    trainer = config.trainer
     accelerator = command_line.start_accelerator(cpu=args.device == "cpu")
-    if source.size is None:  # an endless source has no cache
-        pixels = dataset.FittedImages(source, model.channels, *model.image_shape)
-    else:
-        pixels = prepare_pixels(config, accelerator, source, RunFolder(args.out_dir).image_cache)
+    pixels = prepare_pixels(config, source, RunFolder(args.out_dir).image_cache)
     batches = micro_batches(config, accelerator, pixels, step=0, report_bad_images=lambda indexes: None)
     speeds = measure.loading_speed(batches, args.repeats, math.ceil(IMAGES_PER_REPEAT / trainer.train_batch_size))
     batches.close()  # ends its workers

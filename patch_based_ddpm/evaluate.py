@@ -19,7 +19,7 @@ from patch_based_ddpm.evaluation import fid, image_sets, metrics, sliced_wassers
 from patch_based_ddpm.evaluation.metrics import ImageStatistics
 from patch_based_ddpm.files import write_json
 from patch_based_ddpm.generation import options as sampling
-from patch_based_ddpm.generation.image_folder import GRID_NAME, check_finite
+from patch_based_ddpm.generation.image_folder import GRID_NAME
 from patch_based_ddpm.model.diffusion import GaussianDiffusion
 from patch_based_ddpm.training import tracking
 
@@ -170,10 +170,7 @@ def _draw(diffusion: GaussianDiffusion, args: argparse.Namespace, show: bool, po
     seeds = image_sets.shuffled(args.n_samples, args.n_samples)  # the order in which a folder's files are read
     for start in positions[:: args.batch_size]:
         batch = seeds[start : min(start + args.batch_size, positions.stop)]
-        images = sampling.draw_batch(diffusion, batch, args, show)
-        for seed, image in zip(batch, images, strict=True):
-            check_finite(seed, image)
-        yield images
+        yield sampling.draw_batch(diffusion, batch, args, show)
 
 
 def _check_fidelity(samples: _Samples, real: int) -> None:

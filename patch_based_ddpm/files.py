@@ -40,9 +40,9 @@ def atomic_write(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
     flush_folder(path.parent)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON data, whole or not at all. Raises OSError."""
-    with atomic_write(path) as file:
+def write_json(path: Path, content: Any, *, shared: bool = False) -> None:
+    """Write JSON data as `atomic_write` does. Raises OSError."""
+    with atomic_write(path, shared=shared) as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
 
 

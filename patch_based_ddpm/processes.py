@@ -4,12 +4,15 @@ The accelerator's own collectives run on the GPUs where there are any, and time 
 """
 
 import functools
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import distributed
 from torch.distributed import ProcessGroup
+
+from patch_based_ddpm.errors import InputError
 
 LONG_WAIT = timedelta(days=1)
 
@@ -32,6 +35,20 @@ def gather(value: Any) -> list[Any]:
 def from_main(value: Any) -> Any:
     """Collective: the value of the main process; `value` can be pickled."""
     return gather(value)[0]
+
+
+def run_on_main(work: Callable[[], Any]) -> Any:
+    """Collective: call `work` in the main process; every process returns its value or raises its `InputError`."""
+    result = None
+    if not distributed.is_initialized() or distributed.get_rank() == 0:
+        try:
+            result = work()
+        except InputError as error:
+            result = error
+    result = from_main(result)
+    if isinstance(result, InputError):
+        raise result
+    return result
 
 
 def maximum(value: int) -> int:

@@ -7,13 +7,11 @@ from itertools import islice
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
-from patch_based_ddpm import command_line
+from patch_based_ddpm import command_line, processes
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.generation import animation, image_folder, options
-from patch_based_ddpm.generation.animation import Animation
 from patch_based_ddpm.generation.image_folder import ARCHIVE_NAME, GRID_NAME, ImageFolder
 from patch_based_ddpm.model.diffusion import GaussianDiffusion
 from patch_based_ddpm.samplers import SEED_LIMIT
@@ -36,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = ImageFolder(args.out_dir, diffusion.image_shape)
     if args.trajectory is not None:
         animation.make_folder(args.trajectory)
-    _claim(folder, diffusion, seeds, args, accelerator)
+    processes.run_on_main(lambda: folder.claim(options.origin(diffusion, args), seeds, args.overwrite))
     _draw(folder, diffusion, seeds, args, accelerator)
     if accelerator.is_main_process and args.grid:
         folder.write_grid(seeds)
@@ -49,29 +47,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> command_line.Parser:
     parser = command_line.Parser(prog="patch_based_ddpm.sample", description="Draw images from a trained model.")
-    parser.add_argument(
-        "--ckpt", required=True, metavar="FILE", help="checkpoint or safetensors file, ours or a published one"
-    )
-    parser.add_argument("--config", metavar="FILE", help="configuration; only a published checkpoint needs it")
-    parser.add_argument("--out-dir", required=True, type=Path, metavar="DIR", help="where SEED.png files go")
-    count = parser.add_mutually_exclusive_group()
-    count.add_argument("--n-samples", type=command_line.positive_int, default=16, metavar="N", help="default: 16")
-    count.add_argument(
-        "--seeds", type=_seed_list, metavar="A-B", help="one image per seed, for example 0-63 or 3,7,10-19"
-    )
-    parser.add_argument(
-        "--seed", type=command_line.non_negative_int, metavar="S", help="first of the n seeds (default: 0)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="draw images again that are there already")
-    parser.add_argument("--grid", action="store_true", help=f"also put all images into {GRID_NAME}")
-    parser.add_argument("--npz", action="store_true", help=f"also put all images into {ARCHIVE_NAME}, as an array")
-    parser.add_argument(
-        "--trajectory", type=animation.file_name, metavar="FILE", help="animate the first batch, as .webp or .gif"
-    )
-    parser.add_argument(
-        "--trajectory-of", choices=animation.KINDS, help="the noisy or the predicted images (default: x_t)"
-    )
-    parser.add_argument("--patch-borders", action="store_true", help="draw the borders of the patches into it")
+    add = parser.add_argument
+    add("--ckpt", required=True, metavar="FILE", help="checkpoint or safetensors file, ours or a published one")
+    add("--config", metavar="FILE", help="configuration; only a published checkpoint needs it")
+    add("--out-dir", required=True, type=Path, metavar="DIR", help="where SEED.png files go")
+    images = parser.add_mutually_exclusive_group().add_argument
+    images("--n-samples", type=command_line.positive_int, default=16, metavar="N", help="default: 16")
+    images("--seeds", type=_seed_list, metavar="A-B", help="one image per seed, for example 0-63 or 3,7,10-19")
+    add("--seed", type=command_line.non_negative_int, metavar="S", help="first of the n seeds (default: 0)")
+    add("--overwrite", action="store_true", help="draw images again that are there already")
+    add("--grid", action="store_true", help=f"also put all images into {GRID_NAME}")
+    add("--npz", action="store_true", help=f"also put all images into {ARCHIVE_NAME}, as an array")
+    add("--trajectory", type=animation.file_name, metavar="FILE", help="animate the first batch, as .webp or .gif")
+    add("--trajectory-of", choices=animation.KINDS, help="the noisy or the predicted images (default: x_t)")
+    add("--patch-borders", action="store_true", help="draw the borders of the patches into it")
     options.add_flags(parser)
     return parser
 
@@ -94,31 +83,10 @@ def _seed_list(text: str) -> Sequence[int]:
         match = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part)
         if match is None or (seeds := range(int(match[1]), int(match[2] or match[1]) + 1)).stop <= seeds.start:
             raise argparse.ArgumentTypeError(f"{part!r} in {text!r} must be a seed, or a range A-B with A <= B")
-        if seeds.stop > SEED_LIMIT:
-            raise argparse.ArgumentTypeError(f"{part!r} in {text!r} must be less than {SEED_LIMIT}")
         ranges.append(seeds)
-    if len(ranges) > 1 and sum(map(len, ranges)) > LIST_LIMIT:
+    if len(ranges) > 1 and sum(seeds.stop - seeds.start for seeds in ranges) > LIST_LIMIT:
         raise argparse.ArgumentTypeError(f"{text!r} names more than {LIST_LIMIT:,} seeds; that must be one range")
     return ranges[0] if len(ranges) == 1 else sorted(set().union(*ranges))
-
-
-def _claim(
-    folder: ImageFolder,
-    diffusion: GaussianDiffusion,
-    seeds: Sequence[int],
-    args: argparse.Namespace,
-    accelerator: Accelerator,
-) -> None:
-    """Claim the folder in the main process; if that fails, all processes raise the error."""
-    problem = None
-    if accelerator.is_main_process:
-        try:
-            folder.claim(options.origin(diffusion, args), seeds, args.overwrite)
-        except InputError as error:
-            problem = str(error)
-    (problem,) = broadcast_object_list([problem])
-    if problem is not None:
-        raise InputError(problem)
 
 
 def _draw(
@@ -128,17 +96,14 @@ def _draw(
     args: argparse.Namespace,
     accelerator: Accelerator,
 ) -> None:
-    """Draw the images that are missing, each process its share, and write each as a PNG file.
-
-    Raises:
-        InputError: an image is not finite or cannot be written, or some are gone at the end.
-    """
+    """Draw this process's share of the missing images."""
     show = accelerator.is_main_process
     own = seeds[accelerator.process_index :: accelerator.num_processes]
     recorder, to_animate = None, ()
     if show and args.trajectory is not None:
-        recorder = Animation(args.trajectory_of or "x_t", diffusion.patch_divider if args.patch_borders else 1)
-        to_animate = own[: args.batch_size]  # even if they are there
+        borders = diffusion.patch_divider if args.patch_borders else 1
+        recorder = animation.Animation(args.trajectory_of or "x_t", borders)
+        to_animate = own[: args.batch_size]  # even if their files exist
     with tqdm(total=len(own), desc="images", unit="image", disable=not show, dynamic_ncols=True) as bar:
         missing = _missing(folder, own, to_animate, bar)
         while batch := list(islice(missing, args.batch_size)):
@@ -146,23 +111,22 @@ def _draw(
             if recorder is not None:
                 with image_folder.explain_unwritten(args.trajectory):
                     recorder.save(args.trajectory, images)
-                recorder = None  # it is of the first batch
+                recorder = None  # only the first batch is animated
             for seed, image in zip(batch, images.cpu(), strict=True):
                 folder.write(seed, image)
             bar.update(len(batch))
     accelerator.wait_for_everyone()
-    wanted = seeds if isinstance(seeds, range) else frozenset(seeds)
-    if show and (left := sum(1 for _ in folder.present(wanted))) < len(seeds):
+    if show and (left := sum(1 for _ in folder.present(seeds))) < len(seeds):
         raise InputError(
             f"{len(seeds) - left} images in {folder.root} were removed while others were drawn; the same command draws "
             "those that are missing."
         )
 
 
-def _missing(folder: ImageFolder, seeds: Sequence[int], even_if_there: Sequence[int], bar: tqdm) -> Iterator[int]:
-    """The seeds whose images are to be drawn; the bar counts the others."""
+def _missing(folder: ImageFolder, seeds: Sequence[int], always: Sequence[int], bar: tqdm) -> Iterator[int]:
+    """The seeds in `always` and those without an image; the bar counts the others."""
     for seed in seeds:
-        if seed in even_if_there or not folder.is_complete(seed):
+        if seed in always or not folder.is_complete(seed):
             yield seed
         else:
             bar.update()

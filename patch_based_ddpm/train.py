@@ -53,7 +53,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"trainer.cache_images is true, but {config.trainer.train_dataset_dir} draws images without end, which no "
             "file can hold; set it to false."
         )
-    limit = None if args.max_memory is None else _largest_patch_batch(config, accelerator, args.max_memory)
+    limit = None
+    if args.max_memory is not None:
+        limit, choice = planner.limit_patch_batch(
+            planner.training_peak,
+            config,
+            config.trainer.train_batch_size,
+            config.trainer.patch_batch_size,
+            args.max_memory,
+            precision=accelerator.mixed_precision,
+            processes=accelerator.num_processes,
+        )
+        accelerator.print(choice)
     trainer = Trainer(config, accelerator, source, folder)
     if limit is not None:
         trainer.limit_patch_batch(limit)
@@ -107,25 +118,6 @@ def start_accelerator(trainer: TrainerConfig) -> Accelerator:
         # accelerate would silently run in float32.
         raise InputError("mixed precision fp16 does not work on a CPU; it must be bf16 or no there.")
     return accelerator
-
-
-def _largest_patch_batch(config: Config, accelerator: Accelerator, max_memory: int) -> int:
-    """Find and print how many patches of a pass fit into the memory."""
-    images = config.trainer.train_batch_size
-    patches = config.model.patch_divider**2 * images
-    size, peak = planner.largest_patch_batch(
-        lambda size: planner.training_peak(
-            config,
-            batch_size=images,
-            patch_batch_size=size,
-            precision=accelerator.mixed_precision,
-            processes=accelerator.num_processes,
-        ),
-        min(patches, config.trainer.patch_batch_size or patches),
-        max_memory,
-    )
-    accelerator.print(planner.sentence(size, patches, peak, max_memory))
-    return size
 
 
 def _plan(config: Config, trainer: Trainer, source: Source, folder: RunFolder) -> str:

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from patch_based_ddpm import Config, command_line, processes, train
+from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.signals import SignalRequest, Stopped, handled_by
 from support.commands import TIME_LIMIT, launch_line, running, write_config
 from support.runs import make_trainer
@@ -20,6 +21,7 @@ def test_a_single_process_waits_for_nobody(monkeypatch):
     assert processes.maximum(3) == 3
     assert processes.gather("value") == ["value"]
     assert processes.from_main("value") == "value"
+    assert processes.run_on_main(lambda: "value") == "value"
 
 
 def test_only_training_ends_soon_when_a_process_hangs(make_config, monkeypatch):
@@ -38,6 +40,10 @@ def test_only_training_ends_soon_when_a_process_hangs(make_config, monkeypatch):
     assert [timeout.total_seconds() for timeout in timeouts] == [30 * 60, 24 * 60 * 60]
 
 
+def refuse(rank):
+    raise InputError(f"refused by {rank}.")
+
+
 def check_two_processes(folder):
     """Run in each of two processes."""
     accelerator = train.start_accelerator(Config.load(write_config(folder)).trainer)
@@ -48,6 +54,9 @@ def check_two_processes(folder):
     assert processes.gather({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
     assert processes.from_main("mine" if rank == 0 else "theirs") == "mine"
     assert processes.maximum(-rank) == 0
+    assert processes.run_on_main(lambda: rank) == 0
+    with pytest.raises(InputError, match=r"^refused by 0\.$"):
+        processes.run_on_main(lambda: refuse(rank))
 
     # Three images in batches of one: two for this process, one for the other, which is signalled.
     trainer = make_trainer(folder, accelerator, preview_count=3, preview_steps=4, train_batch_size=1)

@@ -2,6 +2,6 @@
 
 A `Source` gives numbered PIL images: a folder, an LMDB database (`sources.py`) or drawn faces (`faces.py`).
 `dataset.py` resizes, crops and mirrors them, turns them into float32 (c, H, W) in [-1, 1], shuffles them and loads
-batches in worker processes. `cache.py` keeps the resized images in a file; `loading.py` puts all of this together for
-a training process. `pictures.py` turns tensors back into pictures.
+batches in worker processes. `cache.py` keeps the resized images in a file. `pictures.py` turns tensors back into
+pictures.
 """

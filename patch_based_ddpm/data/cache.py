@@ -1,10 +1,7 @@
 """The training images, resized once and kept in a memory-mapped file that is read in place of the originals.
 
-PATH.npy holds (size, H, W, c) uint8. PATH.json, the ledger, names the data set, counts the images that are safely on
-the disk and lists the unreadable ones. It is written after the images that it counts, whole or not at all, so a build
-that was killed goes on from there and is never taken for a finished one.
-
-Shapes: `H W` image, `c` channels.
+PATH.npy holds (size, H, W, c) uint8. PATH.json, the ledger, names the data set, counts the images on the disk and lists
+the unreadable ones. It is always written after the images that it counts, so a build that was killed can be continued.
 """
 
 import functools
@@ -20,28 +17,30 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from tqdm.auto import tqdm
 
-from patch_based_ddpm.data.dataset import FittedImages, load_in_workers
-from patch_based_ddpm.data.sources import UnreadableImage
+from patch_based_ddpm import processes
+from patch_based_ddpm.config import Config
+from patch_based_ddpm.data.dataset import FittedImages, Pixels, load_in_workers, local_processes, workers
+from patch_based_ddpm.data.sources import Source, UnreadableImage
 from patch_based_ddpm.errors import InputError, explain_os_error
 from patch_based_ddpm.files import write_json
 
-FORMAT = 1  # raise it whenever the same file would be cached as other pixels
+FORMAT = 1  # increase it whenever the same file would be cached as other pixels
 IMAGES_BETWEEN_SAVES = 1000
 BATCH_SIZE = 8  # images that a worker sends at once
 
 
 @dataclass
 class CachedImages:
-    """The images of a cache. Other processes are sent its path, not its images.
+    """The images of a cache. Other processes receive its path, not its images.
 
-    A flip is the exact mirror of the image, whereas `fit` crops the mirrored image: where it crops an odd number of
-    pixels, a flipped image of the cache lies one pixel beside the one that `FittedImages` reads.
+    A flip is the exact mirror of the cached image, whereas `fit` mirrors before it crops: where it crops an odd number
+    of pixels, the two differ by a shift of one pixel.
 
     Attributes:
         path: the .npy file.
         stamp: identifies the data set and the format of the stored images.
-        size: number of images; during a build, of those that are stored.
-        unreadable: the indexes of unreadable images, each with the sentence that says why.
+        size: number of images; during a build, of the images stored so far.
+        unreadable: the index of each unreadable image and the sentence that says why.
     """
 
     path: Path
@@ -74,7 +73,7 @@ def _ledger(path: Path) -> Path:
 
 
 def open_cache(path: Path, stamp: str) -> CachedImages | None:
-    """The cache as far as it has been built; None if it is missing, damaged, or of images with another stamp."""
+    """The cache as far as it has been built; None if it is missing or damaged, or has another stamp."""
     try:
         ledger = json.loads(_ledger(path).read_text(encoding="utf-8"))
         unreadable = {int(index): reason for index, reason in ledger["unreadable"].items()}
@@ -84,11 +83,30 @@ def open_cache(path: Path, stamp: str) -> CachedImages | None:
         return None
 
 
-def build(path: Path, images: FittedImages, *, on_bad_image: Literal["stop", "skip"], num_workers: int) -> CachedImages:
-    """Make the cache hold these images as they are now.
+def prepare_pixels(config: Config, source: Source, cache_path: Path) -> Pixels:
+    """Collective: the training images, from the source or the cache that the main process builds; its errors are raised
+    in every process. An endless source has no cache.
+    """
+    trainer, model = config.trainer, config.model
+    images = FittedImages(source, model.channels, *model.image_shape)
+    if not trainer.cache_images or source.size is None:
+        return images
+    num_workers = workers(config) * local_processes()  # those of the other processes idle during the build
+    built = processes.run_on_main(
+        lambda: build(cache_path, images, on_bad_image=trainer.on_bad_image, num_workers=num_workers)
+    )
+    if open_cache(cache_path, built.stamp) != built:
+        raise InputError(
+            f"the image cache {str(cache_path)!r} is not the one that the main process built; trainer.log_dir must be "
+            "one folder for all processes."
+        )
+    return built
 
-    An interrupted build of the same images is continued; its unreadable images are tried again. At an unreadable
-    image, `stop` raises and `skip` lets the cache remember it.
+
+def build(path: Path, images: FittedImages, *, on_bad_image: Literal["stop", "skip"], num_workers: int) -> CachedImages:
+    """Build the cache of these images, or continue an interrupted build; its unreadable images are tried again.
+
+    At an unreadable image, `stop` raises and `skip` records it.
 
     Raises:
         UnreadableImage: an image cannot be used (`stop`).
@@ -100,7 +118,7 @@ def build(path: Path, images: FittedImages, *, on_bad_image: Literal["stop", "sk
         cached = open_cache(path, stamp)
         if cached is None:
             cached = CachedImages(path, stamp, 0, {})
-            for file in (_ledger(path), path):  # a process that has the old file mapped keeps it
+            for file in (_ledger(path), path):  # not overwritten: another process may have the old file mapped
                 file.unlink(missing_ok=True)
         missing = [*cached.unreadable, *range(cached.size, images.size)]
         if missing:
@@ -117,7 +135,7 @@ def build(path: Path, images: FittedImages, *, on_bad_image: Literal["stop", "sk
 
 
 def _fill(cached: CachedImages, images: FittedImages, missing: list[int], on_bad_image: str, num_workers: int) -> None:
-    """Read the missing images and write each to its place; unreadable ones stay black."""
+    """Read the missing images and write each at its index; unreadable ones stay black."""
     read = functools.partial(images.read, flip=False)
     batches = load_in_workers(read, missing, num_workers, batch_size=BATCH_SIZE, collate_fn=list)
     before = images.size - len(missing)

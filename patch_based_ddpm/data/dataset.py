@@ -1,33 +1,35 @@
 """Training data: images of a source -> float32 (c, H, W) in [-1, 1], in an endless shuffled stream; and back to uint8.
 
-The order of the images and their flips are functions of (seed, epoch, index), whatever the number of workers. A
-stream may start anywhere, so a resumed run sees what the uninterrupted one would have seen.
+The order of the images and their flips depend on (seed, epoch, index) alone, so a resumed run repeats the
+uninterrupted one, with any number of workers.
 
 Shapes: `b` images, `c` channels, `H W` image.
 """
 
-import multiprocessing
 import multiprocessing.forkserver
+import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, count
-from multiprocessing.context import BaseContext
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from einops import rearrange
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from patch_based_ddpm.config import Config
 from patch_based_ddpm.data.sources import Source, UnreadableImage
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.randomness import Purpose, generator
 from patch_based_ddpm.signals import handled_by, outlive_signals
 
-Sample = tuple[Tensor, tuple[int, ...]]
+Indexes = tuple[int, ...]
+Sample = tuple[Tensor, Indexes]
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -65,13 +67,11 @@ def to_mode(image: Image.Image, channels: int) -> Image.Image:
 
 
 def fit(image: Image.Image, height: int, width: int, flip: bool) -> Image.Image:
-    """Resize an image until it just covers (height, width), mirror it if asked, and crop the centre.
+    """Resize an L, RGB or RGBA image to just cover (height, width), mirror it if `flip`, and crop the centre.
 
     The published order: shorter side to the target (bilinear, antialiased), flip, centre crop. Unlike the published
-    code, only the part that is kept is resampled, so that a very long image takes no more memory than another; about
-    one value in 700 differs by one level (of 255), because Pillow rounds the corners of the crop to single precision.
-
-    The mode is L, RGB or RGBA; Pillow keeps the colours of transparent pixels from bleeding into the others.
+    code, only the crop is resampled, which saves memory on very long images; about one value in 700 differs by one
+    level (of 255), because Pillow rounds the corners of the crop to single precision.
     """
     if width * image.height >= height * image.width:
         resized_width, resized_height = width, width * image.height // image.width
@@ -88,19 +88,19 @@ def fit(image: Image.Image, height: int, width: int, flip: bool) -> Image.Image:
 
 
 class Pixels(Protocol):
-    """Numbered images of one size: `FittedImages`, or the same images from a cache."""
+    """Numbered images of one size, such as `FittedImages` or `CachedImages`."""
 
     @property
     def size(self) -> int | None:
         """Number of images, None for an endless source."""
 
     def read(self, index: int, flip: bool) -> np.ndarray:
-        """Image `index`, mirrored if asked: (H, W, c) uint8, a copy; raises `UnreadableImage`."""
+        """A copy of image `index`, mirrored if `flip`: (H, W, c) uint8; raises `UnreadableImage`."""
 
 
 @dataclass(frozen=True)
 class FittedImages:
-    """The images of a source, resized and cropped to (c, H, W) = (channels, height, width) when they are read."""
+    """The images of a source, resized and cropped when they are read."""
 
     source: Source
     channels: int
@@ -125,7 +125,7 @@ class TrainingImages(Dataset):
     """Images as training samples, keyed by (epoch, index).
 
     Attributes:
-        horizontal_flip: mirror an image in half of the epochs, drawn by (seed, epoch, index).
+        horizontal_flip: mirror each image with probability 1/2, drawn by (seed, epoch, index).
         on_bad_image: at an unreadable image, `stop` raises and `skip` takes the next readable one.
     """
 
@@ -135,13 +135,13 @@ class TrainingImages(Dataset):
     on_bad_image: Literal["stop", "skip"]
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
-        """Load the sample of (epoch, index).
+        """Load the image of (epoch, index).
 
         Returns:
-            (c, H, W) float32 in [-1, 1], and the indexes of the unreadable images that were skipped for it.
+            (c, H, W) float32 in [-1, 1], and the indexes of the unreadable images that were skipped.
 
         Raises:
-            UnreadableImage: the image (`stop`) or every image there is (`skip`) cannot be used.
+            UnreadableImage: the image (`stop`) or every image (`skip`) cannot be used.
         """
         epoch, index = key
         flip = self.horizontal_flip and bool(
@@ -167,11 +167,10 @@ class TrainingImages(Dataset):
 
 @dataclass(frozen=True, kw_only=True)
 class ShuffledStream(Sampler[tuple[int, int]]):
-    """One process's share of the endless stream of (epoch, index); each iteration over it begins at `start`.
+    """One process's share of the endless stream of (epoch, index).
 
-    Process r of W takes the positions r, r + W, r + 2W, ... of the whole stream. Position p lies in epoch p // size,
-    and every epoch has an order of its own. An endless source (size None) has one epoch: position p is (0, p).
-    `start` counts the samples that this process has taken before.
+    Process r of W takes the positions r, r + W, r + 2W, ... of the whole stream, from its `start`-th on. Position p
+    lies in epoch p // size, and every epoch is shuffled anew; in an endless source (size None) it is (0, p).
     """
 
     size: int | None
@@ -193,23 +192,47 @@ class ShuffledStream(Sampler[tuple[int, int]]):
             yield epoch, int(order[place])
 
 
-def loader(
-    images: TrainingImages,
-    stream: Iterable[tuple[int, int]],
-    *,
-    batch_size: int,
-    num_workers: int,
-    device: torch.device,
-) -> Iterator[Sample]:
-    """Load batches in the order of `stream`, the same ones for every number of worker processes.
+def micro_batches(
+    config: Config, accelerator: Accelerator, pixels: Pixels, step: int, report_bad_images: Callable[[Indexes], None]
+) -> Generator[Tensor, None, None]:
+    """This process's endless training batches from optimizer step `step` on, (b, c, H, W) in [-1, 1], on the CPU.
 
-    With 0 workers, this process loads them. Batches for a GPU are put into pinned memory.
+    `report_bad_images` is called for each batch with the indexes of the unreadable images that it skipped.
+    """
+    trainer = config.trainer
+    images = TrainingImages(pixels, trainer.horizontal_flip, trainer.seed, trainer.on_bad_image)
+    stream = ShuffledStream(
+        size=pixels.size,
+        seed=trainer.seed,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+        start=step * trainer.train_batch_size * trainer.gradient_accumulate_every,
+    )
+    options = {"batch_size": trainer.train_batch_size, "num_workers": workers(config), "device": accelerator.device}
+    for batch, skipped in loader(images, stream, **options):
+        report_bad_images(skipped)
+        yield batch
+
+
+def workers(config: Config) -> int:
+    """`trainer.num_workers`, or this process's share of the machine's cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    share = max(1, cores // local_processes())
+    return share if config.trainer.num_workers is None else config.trainer.num_workers
+
+
+def local_processes() -> int:
+    """The number of training processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def loader(
+    images: TrainingImages, stream: ShuffledStream, *, batch_size: int, num_workers: int, device: torch.device
+) -> Iterator[Sample]:
+    """Load batches in the order of `stream`, into pinned memory for a GPU; with 0 workers in this process.
 
     Yields:
-        (b, c, H, W) float32, and the indexes of all images that were skipped for them.
-
-    Raises:
-        UnreadableImage: see `TrainingImages`; also for an image that a worker reads.
+        (b, c, H, W) float32 in [-1, 1], and the indexes of all images that were skipped.
     """
     options = {"batch_size": batch_size, "collate_fn": collate, "pin_memory": device.type == "cuda"}
     for batch in load_in_workers(images.__getitem__, stream, num_workers, **options):
@@ -219,7 +242,7 @@ def loader(
 
 
 def collate(samples: list[Sample | UnreadableImage]) -> Sample | UnreadableImage:
-    """Join b samples into a batch: (b, c, H, W), and the indexes that were skipped; or return their first error."""
+    """Join samples into a batch, or return the first error among them."""
     for sample in samples:
         if isinstance(sample, UnreadableImage):
             return sample
@@ -228,7 +251,7 @@ def collate(samples: list[Sample | UnreadableImage]) -> Sample | UnreadableImage
 
 
 def load_in_workers(load: Callable[[Any], Any], keys: Iterable[Any], num_workers: int, **options: Any) -> DataLoader:
-    """A DataLoader over `load(key)` of each key; where that raises an `UnreadableImage`, over the error itself."""
+    """A DataLoader over `load(key)` of each key, or the `UnreadableImage` that it raises."""
     return DataLoader(
         _ReturnErrors(load),
         sampler=keys,
@@ -242,7 +265,7 @@ def load_in_workers(load: Callable[[Any], Any], keys: Iterable[Any], num_workers
 
 @dataclass(frozen=True)
 class _ReturnErrors(Dataset):
-    """Returns an `UnreadableImage`: raised in a worker, torch would bury its sentence in a traceback."""
+    """Returns an `UnreadableImage`, as torch would wrap one that a worker raises in a traceback."""
 
     load: Callable[[Any], Any]
 
@@ -253,11 +276,10 @@ class _ReturnErrors(Dataset):
             return error
 
 
-def _worker_context() -> BaseContext:
-    """How worker processes start: forked off a clean server process, or spawned where the system has none.
+def _worker_context() -> multiprocessing.context.BaseContext:
+    """Forks workers off a clean server process, or spawns them where the system has none.
 
-    They are not forked off the training process, because forking a process with threads and a GPU may deadlock. A
-    script that uses workers therefore needs the usual `if __name__ == "__main__":`.
+    To fork a process that has threads and a GPU may deadlock. Scripts therefore need `if __name__ == "__main__":`.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")

@@ -1,11 +1,10 @@
 """The built-in data set: an endless sequence of drawn faces. `attributes` chooses a face, `draw` draws it.
 
-All faces share one layout (the centre line at x = 1/2, every part but the fringe mirror-symmetric), while colours and
-shapes vary. Several attributes span the picture, so patches that are denoised independently of each other contradict
-one another: `evaluation.face_consistency` measures this.
+Colours and shapes vary, but every part except the fringe is mirror-symmetric about the centre line. Some attributes
+span the picture, so patches denoised independently of each other would differ: `evaluation.face_consistency`.
 
-Face coordinates: u in [-1/2, 1/2] from the centre line, v in [0, 1] from the top, both in units of the shorter side of
-the picture, whose central square holds the face. Shapes: `H W` picture.
+Face coordinates, in units of the picture's shorter side: u in [-1/2, 1/2] from the centre line, v in [0, 1] from the
+top of the central square, which holds the face. Shapes: `H W` picture.
 """
 
 import random
@@ -25,7 +24,7 @@ def _palette(codes: str) -> tuple[Colour, ...]:
     return tuple(tuple(byte / 255 for byte in bytes.fromhex(code)) for code in codes.split())
 
 
-# No channel exceeds 0xc7: the background must not saturate under the strongest light, which is measured on it.
+# No channel exceeds 0xc7, so that the background does not saturate under the strongest light, which is measured on it.
 BACKGROUNDS = _palette("6ba3c7 7abaa3 c7a34d c77566 998ac7 c78a9e c79c75 526b99 94ab73 c7baa1 388c8f 855780")
 SKINS = _palette("fcd6bd f7c7a3 ebb38a d4996b b37852 8c5c3d 6b4530")
 NATURAL_HAIRS = _palette("211c24 45291c 6e4024 994024 de732b edbf66 ebe0c7 999ca8")
@@ -92,14 +91,7 @@ class Face:
 
 
 def attributes(index: int, seed: int = 0) -> Face:
-    """Choose the attributes of face `index` of the endless sequence `seed`: the same on every machine.
-
-    Raises:
-        ValueError: a number is negative.
-    """
-    for name, value in (("index", index), ("seed", seed)):
-        if value < 0:
-            raise ValueError(f"{name} is {value}; the {name} of a drawn face must be 0 or more.")
+    """Choose the attributes of face `index` of the endless sequence `seed`, the same on every machine."""
     rng = random.Random(f"{seed}/{index}")
 
     def colour(palette: tuple[Colour, ...], *neighbours: Colour) -> Colour:
@@ -326,13 +318,7 @@ def _paint_hair(canvas: _Canvas, face: Face, style: HairStyle) -> None:
 
 
 def draw(face: Face, height: int, width: int) -> np.ndarray:
-    """Draw a face, anti-aliased: (H, W, 3) uint8. A longer side shows more background, or more of the clothes.
-
-    Raises:
-        ValueError: a side is shorter than 8 pixels.
-    """
-    if min(height, width) < SMALLEST_DRAWING:
-        raise ValueError(f"A face cannot be {height} x {width} pixels; each side must be {SMALLEST_DRAWING} or more.")
+    """Draw a face, anti-aliased, with sides of at least `SMALLEST_DRAWING`: (H, W, 3) uint8."""
     u, v, pixel = coordinates(height, width)
     canvas = _Canvas(np.empty((3, height, width), np.float32), u[None, :], v[:, None], pixel)
     style = HAIR_STYLES[face.hair_style]

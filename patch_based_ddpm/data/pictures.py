@@ -24,8 +24,8 @@ def pixels(image: Tensor) -> np.ndarray:
 def tile(images: Sequence[np.ndarray], columns: int | None = None) -> np.ndarray:
     """Arrange uint8 pictures, all (H, W) or all (H, W, c), in a grid with white lines around and between them.
 
-    By default there are about as many columns as rows. Unlike torchvision's `make_grid`, whose import takes 1.4 s,
-    this keeps grey pictures grey and draws the lines around a single picture, too.
+    The default is about as many columns as rows. Unlike torchvision's `make_grid`, grey pictures stay grey and a single
+    picture has lines around it.
     """
     columns = columns or math.ceil(math.sqrt(len(images)))
     channels = [(0, 0)] * (images[0].ndim - 2)
@@ -41,10 +41,6 @@ def enlarge(picture: np.ndarray, times: int) -> np.ndarray:
 
 
 def save_png(path: Path, picture: np.ndarray) -> None:
-    """Write a uint8 picture, (H, W), (H, W, 3) or (H, W, 4), to a PNG file that appears whole or not at all.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write a uint8 picture, (H, W), (H, W, 3) or (H, W, 4), whole or not at all. Raises OSError."""
     with atomic_write(path, shared=True) as file:
         Image.fromarray(picture).save(file, format="PNG")

@@ -1,7 +1,6 @@
-"""Image sources: where numbered PIL images come from: a folder, an LMDB database such as LSUN's, or drawn faces.
+"""Image sources give numbered PIL images: a folder, an LMDB database such as LSUN's, or drawn faces.
 
-To add a source, write a class with the four members of `Source` and let `open_source` return it for the
-`trainer.train_dataset_dir` that stands for it. Everything else (resizing, flips, order, cache, workers) follows.
+To add a source, write a class with the four members of `Source`, and let `open_source` return it.
 """
 
 import contextlib
@@ -28,12 +27,12 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 BUILTIN_FACES = "builtin:faces"
 
 
-class UnreadableImage(InputError):  # noqa: N818 - it is caught for what it is, and part of the public API
-    """An image that cannot be used; its one argument is a sentence that names the image and the reason."""
+class UnreadableImage(InputError):  # noqa: N818
+    """An image that cannot be used; the message names the image and the reason."""
 
 
 class Source(Protocol):
-    """The interface of a source. Worker processes receive a pickled copy, so it holds no open file."""
+    """Numbered images. Worker processes receive a pickled copy, so it holds no open file."""
 
     @property
     def size(self) -> int | None:
@@ -43,16 +42,16 @@ class Source(Protocol):
         """Image `index`, upright, of any mode and size; raises `UnreadableImage`."""
 
     def name(self, index: int) -> str:
-        """What messages call image `index`, on one line."""
+        """The name of image `index` in messages, on one line."""
 
     def stamp(self) -> str:
-        """A text that changes whenever an image may have changed: caches of the images are valid for one stamp."""
+        """A text that changes whenever an image may have changed; identifies the images of a cache."""
 
 
 def open_source(location: str, height: int, width: int, seed: int, index_cache_dir: Path | None) -> Source:
     """Open the data set of `trainer.train_dataset_dir`: `builtin:faces`, an LMDB folder, or a folder of images.
 
-    `height`, `width` and `seed` are those of drawn images. `index_cache_dir`, unless it is None, keeps the index of an
+    Drawn images depend on `height`, `width` and `seed`. `index_cache_dir`, unless it is None, keeps the index of an
     LMDB folder from one run to the next.
 
     Raises:
@@ -76,7 +75,7 @@ def open_source(location: str, height: int, width: int, seed: int, index_cache_d
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Image files below the folder `root`; `paths` are relative to it, with forward slashes. See `list_folder`."""
+    """The images at `paths`, relative to the folder `root`, with forward slashes."""
 
     root: Path
     paths: tuple[str, ...]
@@ -104,9 +103,7 @@ class FolderSource:
 
 
 def list_folder(directory: Path) -> FolderSource:
-    """List the images below a folder, sorted by their path relative to it.
-
-    Links are followed. A folder that is reached in several ways, a loop of links among them, is listed once.
+    """List the images below a folder, sorted by path. Links are followed, but no folder is listed twice.
 
     Raises:
         InputError: the folder or one below it cannot be listed, or there is no image.
@@ -137,14 +134,11 @@ def list_folder(directory: Path) -> FolderSource:
 
 @dataclass(frozen=True, eq=False)
 class LMDBSource:
-    """Encoded images in an LMDB environment, see `open_lmdb`.
-
-    torchvision's LSUN opens the database when it is constructed and pickles its index into the working folder.
+    """Encoded images in the LMDB database of a folder.
 
     Attributes:
-        directory: the folder that holds data.mdb.
-        keys: (total length,) uint8, the keys end to end; a worker's copy takes no more memory than their bytes.
-        ends: (size,) int64, where each key ends in `keys`.
+        keys: (total length,) uint8, the concatenated keys, because a list of millions of objects takes more memory.
+        ends: (size,) int64, the end of each key in `keys`.
     """
 
     directory: Path
@@ -174,10 +168,10 @@ class LMDBSource:
 
 
 def open_lmdb(directory: Path, index_cache: Path | None) -> LMDBSource:
-    """Open a folder that holds an LMDB environment of encoded images.
+    """Open the LMDB database of a folder.
 
-    Listing millions of keys takes minutes on a slow disk, so the .npz file `index_cache`, unless it is None, keeps the
-    list for as long as the database does not change.
+    To list millions of keys takes minutes on a slow disk, so the .npz file `index_cache`, unless it is None, keeps them
+    until the database changes.
 
     Raises:
         InputError: lmdb is not installed, or the database cannot be opened or is empty.
@@ -212,10 +206,7 @@ def _stamp(directory: Path, entries: int) -> str:
 
 @functools.cache
 def _environment(directory: Path) -> Any:
-    """The open LMDB environment: LMDB allows one a process.
-
-    A forked process may use its parent's: opened read-only and without locks, it holds nothing that is tied to one.
-    """
+    """The open database: LMDB allows one per process. Read-only and without locks, it survives a fork."""
     try:
         import lmdb  # only LSUN needs it
     except ImportError as error:
@@ -240,7 +231,7 @@ def _list_keys(environment: Any) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class FacesSource:
-    """The built-in data set: the endless sequence of faces number `seed`, see `faces`."""
+    """The endless built-in data set, see `faces`."""
 
     height: int
     width: int

@@ -1,4 +1,4 @@
-"""An animated picture of images coming out of noise, a frame for each sampling step."""
+"""An animation of sampling: a frame for each step, and the final images."""
 
 import argparse
 from pathlib import Path
@@ -25,11 +25,7 @@ def file_name(text: str) -> Path:
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder of the file, so that an error in the path is found before sampling.
-
-    Raises:
-        InputError: there can be no such file.
-    """
+    """Make the folder of the file before sampling; an `InputError` if there can be no such file."""
     with explain_os_error(f"--trajectory {str(path)!r} cannot be used"):
         path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
@@ -39,8 +35,7 @@ def make_folder(path: Path) -> None:
 class Animation:
     """Collects the steps of a sampler, as its `observe`; a frame shows all images side by side.
 
-    There are at most 60 frames, and the final images: beyond that, every second frame is dropped, and from then on half
-    as many steps are recorded.
+    Beyond 60 frames, every second one is dropped, and from then on half as many steps are recorded.
 
     Args:
         kind: "x_t", the noisy images, or "x_0", the images predicted from them.
@@ -54,7 +49,6 @@ class Animation:
         self.seen, self.every = 0, 1
 
     def __call__(self, step: int, x_t: Tensor, x_0: Tensor) -> None:
-        """Record a step, see `samplers.Observe`."""
         if self.seen % self.every == 0:
             self.frames.append(self._frame(x_t if self.kind == "x_t" else x_0))
         self.seen += 1
@@ -63,14 +57,11 @@ class Animation:
             self.every *= 2
 
     def save(self, path: Path, images: Tensor) -> None:
-        """Write the file, whole or not at all; the last frame stays for two seconds, then the animation starts again.
+        """Write the file with the final images as its last frame, whole or not at all. Raises OSError.
 
         Args:
             path: ends in .webp or .gif; its folder exists.
-            images: (b, c, H, W) in [-1, 1], the final images.
-
-        Raises:
-            OSError: the file cannot be written.
+            images: (b, c, H, W) in [-1, 1].
         """
         frames = [Image.fromarray(frame) for frame in (*self.frames, self._frame(images))]
         with atomic_write(path) as file:

@@ -1,7 +1,7 @@
 """A folder of drawn images: SEED.png files, and a manifest of the model and the settings that drew them.
 
-All images of a folder come from one model and the same settings, so that a job that was cut off can be finished, and
-jobs with other seeds can add to it.
+All images of a folder come from one model and the same settings, so an interrupted job can be continued, and jobs with
+other seeds can add images.
 """
 
 import contextlib
@@ -10,8 +10,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,50 +18,32 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 from tqdm.auto import tqdm
 
 from patch_based_ddpm.data import pictures
 from patch_based_ddpm.errors import InputError, explain_os_error
-from patch_based_ddpm.files import atomic_write
+from patch_based_ddpm.files import atomic_write, write_json
+from patch_based_ddpm.samplers import SEED_LIMIT
 
 MANIFEST, GRID_NAME, ARCHIVE_NAME = "samples.json", "grid.png", "samples.npz"
 
 
 def check_place(path: Path) -> None:
-    """Refuse an --out-dir that cannot be made or written to, before the model is loaded; makes nothing.
-
-    Raises:
-        InputError: it is one.
-    """
+    """Raise an `InputError` for an --out-dir that cannot be made or written to; makes nothing."""
     nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    if not nearest.is_dir():
-        raise InputError(f"--out-dir {str(path)!r} cannot be used: {str(nearest)!r} is a file.")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise InputError(f"--out-dir {str(path)!r} cannot be used: {str(nearest)!r} cannot be written to.")
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        reason = "cannot be written to" if nearest.is_dir() else "is a file"
+        raise InputError(f"--out-dir {str(path)!r} cannot be used: {str(nearest)!r} {reason}.")
 
 
-def explain_unwritten(path: Path) -> AbstractContextManager[None]:
+def explain_unwritten(path: Path) -> contextlib.AbstractContextManager[None]:
     """Turn an `OSError` while a file is written into an `InputError`."""
     advice = "; the images before it stay, and the same command draws those that are missing"
     return explain_os_error(f"{path} could not be written", advice)
 
 
-def check_finite(seed: int, image: torch.Tensor) -> None:
-    """Refuse an image that is not finite.
-
-    Raises:
-        InputError: it is not.
-    """
-    if not image.isfinite().all():
-        raise InputError(
-            f"the image of seed {seed} is not finite, which no picture can show; --dtype float32 or bf16 holds larger "
-            "numbers than fp16."
-        )
-
-
-def digest(module: nn.Module) -> str:
-    """SHA-256 of a module's weights, their names, types and bytes."""
+def digest(module: torch.nn.Module) -> str:
+    """SHA-256 of the names, types, shapes and values of a module's weights."""
     total = hashlib.sha256()
     for name, values in module.state_dict().items():
         total.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
@@ -72,12 +53,7 @@ def digest(module: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Where drawn images go.
-
-    Attributes:
-        root: the folder.
-        shape: (c, H, W) of its images.
-    """
+    """The folder `root` of images of the shape (c, H, W)."""
 
     root: Path
     shape: tuple[int, int, int]
@@ -94,8 +70,8 @@ class ImageFolder:
         """Make the folder and write its manifest, or check that its manifest is the same.
 
         Args:
-            origin: JSON data of all that an image depends on, apart from its seed.
-            seeds: the images that are going to be drawn.
+            origin: JSON data of all that an image depends on except its seed.
+            seeds: of the images to be drawn.
             overwrite: first remove these images, or all images if they are of another origin.
 
         Raises:
@@ -103,9 +79,11 @@ class ImageFolder:
         """
         with explain_os_error(f"--out-dir {str(self.root)!r} cannot be used"):
             self.root.mkdir(parents=True, exist_ok=True)
-            held = self._read_manifest()
+            held = None  # the manifest is missing or damaged
+            with contextlib.suppress(OSError, ValueError):
+                held = json.loads(self.manifest.read_text(encoding="utf-8"))
             if overwrite:
-                for seed in seeds if held == origin else list(self._all()):
+                for seed in seeds if held == origin else list(self.present(range(SEED_LIMIT))):
                     self.path(seed).unlink(missing_ok=True)
             elif self.manifest.exists() and held != origin:
                 raise InputError(
@@ -118,25 +96,15 @@ class ImageFolder:
                     "--out-dir, or --overwrite."
                 )
             if held != origin:
-                with atomic_write(self.manifest, shared=True) as file:
-                    file.write((json.dumps(origin, indent=2) + "\n").encode())
+                write_json(self.manifest, origin, shared=True)
 
-    def _read_manifest(self) -> Any:
-        """Its JSON data; None if it is missing or damaged."""
-        try:
-            return json.loads(self.manifest.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-
-    def _all(self) -> Iterator[int]:
-        with contextlib.suppress(FileNotFoundError), os.scandir(self.root) as entries:  # removed meanwhile: no images
+    def present(self, seeds: Sequence[int]) -> Iterator[int]:
+        """The seeds that have a file, in any order."""
+        wanted = seeds if isinstance(seeds, range) else frozenset(seeds)
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.root) as entries:  # a removed folder has none
             for entry in entries:
-                if re.fullmatch(r"\d{6,}\.png", entry.name):
-                    yield int(entry.name[:-4])
-
-    def present(self, seeds: Collection[int]) -> Iterator[int]:
-        """Those of some seeds that have a file; `in` of the seeds should be fast."""
-        return (seed for seed in self._all() if seed in seeds)
+                if re.fullmatch(r"\d{6,}\.png", entry.name) and (seed := int(entry.name[:-4])) in wanted:
+                    yield seed
 
     def is_complete(self, seed: int) -> bool:
         """Whether the image is there, undamaged and of the right shape."""
@@ -149,38 +117,18 @@ class ImageFolder:
             return False
 
     def write(self, seed: int, image: torch.Tensor) -> None:
-        """Write one image, whole or not at all.
-
-        Args:
-            seed: its name.
-            image: (c, H, W) in [-1, 1].
-
-        Raises:
-            InputError: it is not finite, or cannot be written.
-        """
-        check_finite(seed, image)
+        """Write the image of a seed, (c, H, W) in [-1, 1], whole or not at all. Raises InputError."""
         with explain_unwritten(self.path(seed)):
             pictures.save_png(self.path(seed), pictures.pixels(image))
 
     def write_grid(self, seeds: Sequence[int]) -> None:
-        """Put images side by side in grid.png.
-
-        Raises:
-            InputError: it cannot be written.
-        """
+        """Write the images side by side to grid.png. Raises InputError."""
         with explain_unwritten(self.root / GRID_NAME):
-            pictures.save_png(
-                self.root / GRID_NAME, pictures.tile([np.array(Image.open(self.path(seed))) for seed in seeds])
-            )
+            images = [np.array(Image.open(self.path(seed))) for seed in seeds]
+            pictures.save_png(self.root / GRID_NAME, pictures.tile(images))
 
     def write_npz(self, seeds: Sequence[int]) -> None:
-        """Put images into samples.npz as `arr_0`, uint8 (images, H, W, c), which other evaluators read.
-
-        They are copied one at a time, so memory does not grow with their number.
-
-        Raises:
-            InputError: it cannot be written.
-        """
+        """Write the images to samples.npz as `arr_0`, uint8 (images, H, W, c), one at a time. Raises InputError."""
         channels, height, width = self.shape
         header = {"descr": "|u1", "fortran_order": False, "shape": (len(seeds), height, width, channels)}
         with (
@@ -195,22 +143,15 @@ class ImageFolder:
                     file.write(image.tobytes())
 
 
-def _difference(held: Any, wanted: dict[str, Any]) -> str:
-    """How the origin of the images held differs, in words."""
+def _difference(held: Any, wanted: dict[str, Any], section: str = "") -> str:
+    """The first difference between two origins, in words."""
     if not isinstance(held, dict):
         return f"unknown origin ({MANIFEST} cannot be read)"
-    held, wanted = _flat(held), _flat(wanted)
     for key, value in wanted.items():
         if held.get(key) != value:
             if key == "digest":
                 return "another checkpoint"
-            return f"another {key} ({json.dumps(held.get(key))} instead of {json.dumps(value)})"
+            if isinstance(value, dict):
+                return _difference(held.get(key), value, f"{key}.")
+            return f"another {section}{key} ({json.dumps(held.get(key))} instead of {json.dumps(value)})"
     return "other settings"
-
-
-def _flat(origin: dict[str, Any]) -> dict[str, Any]:
-    """`{"model": {"dim": 8}}` as `{"model.dim": 8}`."""
-    flat = {}
-    for key, value in origin.items():
-        flat |= {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
-    return flat

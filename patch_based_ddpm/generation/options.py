@@ -1,4 +1,4 @@
-"""What the commands that draw images share: their flags, the model made ready, and a batch of images."""
+"""Shared by the commands that draw images: the flags of sampling, loading the model, and drawing a batch."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from patch_based_ddpm import checkpoint, command_line, samplers
 from patch_based_ddpm.config import Config
+from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.generation.image_folder import digest
 from patch_based_ddpm.model.diffusion import GaussianDiffusion
 from patch_based_ddpm.planning import planner
@@ -20,64 +21,43 @@ from patch_based_ddpm.samplers import SAMPLERS, Observe, SamplerConfig, timestep
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of sampling."""
-    parser.add_argument(
-        "--batch-size", type=command_line.positive_int, default=8, metavar="B", help="images at a time (default: 8)"
-    )
-    parser.add_argument(
-        "--patch-batch-size",
-        type=command_line.positive_int,
-        metavar="K",
-        help="patches per forward pass, counted over the batch; fewer take less memory (default: all)",
-    )
+    count, add = command_line.positive_int, parser.add_argument
+    add("--batch-size", type=count, default=8, metavar="B", help="images at a time (default: 8)")
+    patch_batch = "patches per forward pass, counted over the batch; fewer take less memory (default: all)"
+    add("--patch-batch-size", type=count, metavar="K", help=patch_batch)
     command_line.add_max_memory(parser)
-    parser.add_argument("--compile", action="store_true", help="compile the network: a slow start, then faster")
+    add("--compile", action="store_true", help="compile the network: a slow start, then faster")
     default, all_samplers = SamplerConfig(), SAMPLERS.values()
     steps = ", ".join(f"{each.name} {each.default_steps or 'all'}" for each in all_samplers)
     orders = sorted({order for each in all_samplers for order in each.orders})
     order = ", ".join(f"{each.name} {each.default_order}" for each in all_samplers if each.orders)
     fewest = {each.name: each.fewest_logsnr_steps for each in all_samplers if each.fewest_logsnr_steps}
-    logsnr = "".join(f"; {name} in {count} steps or more logsnr" for name, count in fewest.items())
-    parser.add_argument("--sampler", choices=tuple(SAMPLERS), default=default.name, help=f"default: {default.name}")
-    parser.add_argument(
-        "--steps", type=command_line.positive_int, metavar="K", help=f"timesteps visited (default: {steps})"
-    )
-    parser.add_argument(
-        "--eta",
-        type=float,
-        default=default.eta,
-        help=f"noise that ddim and dpm-solver++ add at each step, 1: as much as ddpm (default: {default.eta:g})",
-    )
-    parser.add_argument("--order", type=int, choices=orders, help=f"default: {order}")
-    spacings = tuple(timesteps.SPACINGS)
-    parser.add_argument("--spacing", choices=spacings, help=f"of the timesteps (default: trailing{logsnr})")
-    parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged or last (default: ema)")
-    parser.add_argument(
-        "--dtype", choices=tuple(command_line.DTYPES), default="float32", help="of the network (default: float32)"
-    )
+    logsnr = "".join(f"; {name} in {least} steps or more logsnr" for name, least in fewest.items())
+    add("--sampler", choices=tuple(SAMPLERS), default=default.name, help=f"default: {default.name}")
+    add("--steps", type=count, metavar="K", help=f"timesteps visited (default: {steps})")
+    eta = f"noise that ddim and dpm-solver++ add at each step, 1: as much as ddpm (default: {default.eta:g})"
+    add("--eta", type=float, default=default.eta, help=eta)
+    add("--order", type=int, choices=orders, help=f"default: {order}")
+    add("--spacing", choices=tuple(timesteps.SPACINGS), help=f"of the timesteps (default: trailing{logsnr})")
+    add("--weights", choices=("ema", "model"), default="ema", help="averaged or last (default: ema)")
+    dtypes = tuple(command_line.DTYPES)
+    add("--dtype", choices=dtypes, default="float32", help="of the network (default: float32)")
 
 
 def sampler_config(args: argparse.Namespace) -> SamplerConfig:
-    """The sampler that the flags describe.
-
-    Raises:
-        InputError: they contradict one another.
-    """
+    """The sampler of the flags; an `InputError` if they contradict one another."""
     return SamplerConfig(name=args.sampler, steps=args.steps, eta=args.eta, order=args.order, spacing=args.spacing)
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """Refuse a checkpoint that is not there, and flags that contradict one another.
-
-    Raises:
-        InputError: one of them.
-    """
+    """Raise an `InputError` for a missing checkpoint, or flags that contradict one another."""
     sampler_config(args)
     if args.ckpt is not None:  # evaluate can do without
         checkpoint.check_path(args.ckpt)
 
 
 def load_model(args: argparse.Namespace, accelerator: Accelerator, images: int) -> GaussianDiffusion:
-    """Load the model of the flags, ready to draw a number of images.
+    """Load the model of the flags, to draw a number of images.
 
     Raises:
         InputError: it cannot be loaded, has fewer timesteps than --steps, or does not fit into --max-memory.
@@ -86,39 +66,19 @@ def load_model(args: argparse.Namespace, accelerator: Accelerator, images: int) 
     config = None if args.config is None else Config.load(args.config)
     if config is not None:
         sampler.resolve(config.diffusion.timesteps)  # before the weights are read
-    diffusion = checkpoint.load_diffusion(
-        args.ckpt,
-        config=config,
-        weights=args.weights,
-        device=accelerator.device,
-        dtype=command_line.DTYPES[args.dtype],
-    )
+    dtype, device = command_line.DTYPES[args.dtype], accelerator.device
+    diffusion = checkpoint.load_diffusion(args.ckpt, config=config, weights=args.weights, device=device, dtype=dtype)
     sampler.resolve(diffusion.timesteps)
     if args.compile:
-        diffusion.unet.compile(dynamic=False, mode=command_line.compile_mode(accelerator.device))
+        diffusion.unet.compile(dynamic=False, mode=command_line.compile_mode(device))
         diffusion.patch_batching.padded = True  # passes of one shape: compiled once
     if args.max_memory is not None:
-        _limit_patch_batch(diffusion, min(args.batch_size, images), args, accelerator)
+        batch_size, options = min(args.batch_size, images), {"dtype": dtype, "sampler": sampler}
+        diffusion.patch_batching.limit, choice = planner.limit_patch_batch(
+            planner.sampling_peak, diffusion.config, batch_size, args.patch_batch_size, args.max_memory, **options
+        )
+        accelerator.print(choice)
     return diffusion
-
-
-def _limit_patch_batch(
-    diffusion: GaussianDiffusion, images: int, args: argparse.Namespace, accelerator: Accelerator
-) -> None:
-    """Let as many patches share a pass as fit into --max-memory, and print their number."""
-    patches = diffusion.patch_divider**2 * images
-    diffusion.patch_batching.limit, peak = planner.largest_patch_batch(
-        lambda size: planner.sampling_peak(
-            diffusion.config,
-            batch_size=images,
-            patch_batch_size=size,
-            dtype=command_line.DTYPES[args.dtype],
-            sampler=sampler_config(args),
-        ),
-        min(patches, args.patch_batch_size or patches),
-        args.max_memory,
-    )
-    accelerator.print(planner.sentence(diffusion.patch_batching.limit, patches, peak, args.max_memory))
 
 
 @torch.inference_mode()
@@ -129,8 +89,8 @@ def draw_batch(
     show: bool,
     observe: Observe | None = None,
 ) -> Tensor:
-    """Draw one image per seed as the flags say: (b, c, H, W) in [-1, 1], on the model's device."""
-    return samplers.draw(
+    """Draw one image per seed: (b, c, H, W) in [-1, 1], on the model's device; an `InputError` if one is not finite."""
+    images = samplers.draw(
         diffusion,
         seeds,
         sampler=sampler_config(args),
@@ -138,10 +98,17 @@ def draw_batch(
         progress=lambda steps: tqdm(steps, desc="steps", disable=not show, leave=False, dynamic_ncols=True),
         observe=observe,
     )
+    for seed, image in zip(seeds, images, strict=True):
+        if not image.isfinite().all():
+            raise InputError(
+                f"the image of seed {seed} is not finite, which no picture can show; --dtype float32 or bf16 holds "
+                "larger numbers than fp16."
+            )
+    return images
 
 
 def origin(diffusion: GaussianDiffusion, args: argparse.Namespace) -> dict[str, Any]:
-    """JSON data of all that an image depends on, apart from its seed; not of what only changes speed or memory."""
+    """JSON data of all that an image depends on, except its seed and the flags that change only speed or memory."""
     config = diffusion.config.to_dict()
     sampler = asdict(sampler_config(args).resolve(diffusion.timesteps))
     return {

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -119,10 +120,21 @@ def training_peak(
     return memory.peak()
 
 
-def sentence(patch_batch_size: int, patches: int, peak: Peak, max_memory: int) -> str:
-    """The choice of `largest_patch_batch`, for the user."""
-    return (
-        f"Within {max_memory / MIB:,.1f} MiB, {patch_batch_size} of {patches} patches share a pass: "
+def limit_patch_batch(
+    predict: Callable[..., Peak], config: Config, images: int, requested: int | None, max_memory: int, **options: Any
+) -> tuple[int, str]:
+    """The largest patch batch, at most `requested`, that fits into `max_memory` bytes; and a sentence for the user.
+
+    `predict` is `sampling_peak` or `training_peak`, with its `options`. Raises InputError, see `largest_patch_batch`.
+    """
+    patches = config.model.patch_divider**2 * images
+    size, peak = largest_patch_batch(
+        lambda size: predict(config, batch_size=images, patch_batch_size=size, **options),
+        min(patches, requested or patches),
+        max_memory,
+    )
+    return size, (
+        f"Within {max_memory / MIB:,.1f} MiB, {size} of {patches} patches share a pass: "
         f"{peak.total / MIB:,.1f} MiB of tensors, {peak.activations / MIB:,.1f} of them activations."
     )
 

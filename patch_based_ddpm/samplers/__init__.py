@@ -1,7 +1,7 @@
-"""Samplers make images of noise with a diffusion model.
+"""Samplers turn noise into images with a diffusion model.
 
-A sampler is a file of its own: the coefficients of its steps, and a `Sampler` that `SAMPLERS` lists. `Sampler.__call__`
-is the loop that all of them share, `timesteps` chooses the timesteps that they visit. All randomness is passed in.
+Each has its own file, with the coefficients of its steps and a `Sampler`, listed in `SAMPLERS`. `Sampler.__call__` is
+the loop that all of them share, and `timesteps` chooses the timesteps to visit. All randomness is passed in.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ def draw(
     observe: Observe | None = None,
     **options: Any,
 ) -> Tensor:
-    """Draw one image per seed; an image depends on its seed, not on its neighbours in the batch.
+    """Draw one image per seed; an image does not depend on the others in the batch.
 
     Args:
         diffusion: the model.
-        seeds: b of them, in [0, 2^32).
+        seeds: b integers in [0, 2^32).
         sampler: the configuration of a sampler, or its name.
-        patch_batch_size: see `Sampler.__call__`.
-        progress: see `Sampler.__call__`.
-        observe: see `Sampler.__call__`.
-        options: fields of `SamplerConfig`, beside a name or in place of those of the configuration.
+        patch_batch_size: see `Sampler.__call__`, also for `progress` and `observe`.
+        progress: wraps the list of timesteps.
+        observe: is called at every timestep.
+        options: fields of `SamplerConfig` that replace those of the configuration.
 
     Returns:
         (b, c, H, W) in [-1, 1].

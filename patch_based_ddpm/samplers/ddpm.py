@@ -7,7 +7,7 @@ from patch_based_ddpm.samplers.sampler import Coefficients, Sampler, SamplerConf
 
 
 def coefficients(alpha_bar: Tensor, config: SamplerConfig) -> Coefficients:
-    """With beta = 1 - alpha_bar_t / alpha_bar_s, of all forward steps from s to t taken as one:
+    """The posterior, where beta = 1 - alpha_bar_t / alpha_bar_s combines all forward steps from s to t:
 
     mean     = sqrt(alpha_bar_s) beta / (1 - alpha_bar_t) x_0
                + sqrt(alpha_bar_t / alpha_bar_s) (1 - alpha_bar_s) / (1 - alpha_bar_t) x_t

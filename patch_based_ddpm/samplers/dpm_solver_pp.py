@@ -9,8 +9,8 @@ from torch import Tensor
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.samplers.sampler import Coefficients, Sampler, SamplerConfig
 
-# In fewer steps "trailing" errs less: over 180 mixtures of Gaussians in 1, 4 and 16 dimensions, order 2, the mean error
-# is 0.137 against 0.257 in 4 steps, 0.069 against 0.085 in 7; from 8 on "logsnr" is the better one of most of them.
+# With fewer steps "trailing" has the smaller error: over 180 mixtures of Gaussians in 1, 4 and 16 dimensions, order 2,
+# its mean is 0.137 against 0.257 in 4 steps and 0.069 against 0.085 in 7; from 8 on "logsnr" is better for most.
 FEWEST_LOGSNR_STEPS = 8
 # With fewer, order 3 with noise makes the variance of Gaussian data too large: 4.6 times in 7 steps, 2.6 in 10,
 # 1.5 in 15, at most 1.2 in 20 (order 2: at most 1.11 in any number).
@@ -18,17 +18,16 @@ FEWEST_NOISY_THIRD_ORDER_STEPS = 20
 
 
 def coefficients(alpha_bar: Tensor, config: SamplerConfig) -> Coefficients:
-    """The exact solution of the reverse equation where x_0 is a polynomial in lambda through its latest predictions.
+    """The exact solution of the reverse equation, if x_0 is the polynomial in lambda through the latest predictions.
 
     eta 0, the flow:  x_s = sigma_s / sigma_t x_t + alpha_s integral_t^s exp(lambda - lambda_s) x_0 dlambda
     eta 1, with noise: x_s = sigma_s / sigma_t exp(-h) x_t
                              + alpha_s integral_t^s 2 exp(2 (lambda - lambda_s)) x_0 dlambda
                              + sigma_s sqrt(1 - exp(-2h)) z
-    with h = lambda_s - lambda_t. Order 1 is DDIM with eta 0 or 1. Order 2 is as published: the middle of a line stands
-    for its integral. Order 3 integrates the parabola exactly; a formula in circulation halves its quadratic term, and
-    its error falls as h^2 only. The first steps and the last are of lower order. With noise, order 3 has a smaller
-    error than order 2 but not one of third order, because x_0 is extrapolated without the noise of the step; it needs
-    `FEWEST_NOISY_THIRD_ORDER_STEPS`.
+    with h = lambda_s - lambda_t. Order 1 is DDIM with eta 0 or 1. Order 2 is as published: it replaces the line by its
+    value in the middle. Order 3 integrates the parabola exactly; a common formula halves the quadratic term, and its
+    error falls only as h^2. The first steps and the last are of lower order. With noise, order 3 has a smaller error
+    than order 2 but does not converge with third order, because the extrapolation of x_0 ignores the step's noise.
 
     Source: DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095), algorithm 2 and its stochastic form; order 3 derived here.
     """

@@ -1,8 +1,7 @@
-"""What all samplers share: their options, the coefficients of a step, and the loop over the timesteps.
+"""Shared by all samplers: their options, the coefficients of a step, and the loop over the timesteps.
 
-Symbols: `x_T` pure noise, `x_t` noisy image, `x_0` image, `z` noise, `t` timestep in [0, T), `s` the one visited next.
-`alpha_bar` at the timesteps visited; after the last of them comes the image itself, alpha_bar = 1.
-Shapes: `b` images, `c` channels, `H W` image, `S` steps.
+Symbols: `x_T` pure noise, `x_t` noisy image, `x_0` image, `z` noise, `t` timestep in [0, T), `s` the timestep after it;
+`alpha_bar` at the timesteps visited, 1 at the final image. Shapes: `b` images, `c` channels, `H W` image, `S` steps.
 """
 
 from __future__ import annotations
@@ -26,14 +25,12 @@ SAMPLERS: dict[str, Sampler] = {}  # by name; `samplers/__init__.py` fills it
 
 
 class Coefficients(NamedTuple):
-    """Of each step from t to s, x_s = a x_t + sum_k b_k x_0(k steps ago) + c z.
-
-    The eps that a clipped x_0 leaves in x_t is part of a and b. The last step is 1 times the latest x_0.
+    """The steps from t to s: x_s = a x_t + sum_k b_k x_0(k steps ago) + c z. The last one returns the latest x_0.
 
     Attributes:
         x_t: a, (S,).
-        x_0: b, (S, order), the latest prediction first; 0 for those that the first steps do not have.
-        noise: c, (S,), or None where the sampler draws none.
+        x_0: b, (S, order), the latest prediction first; 0 for predictions before the first step.
+        noise: c, (S,); None: the sampler draws no noise.
     """
 
     x_t: Tensor
@@ -43,15 +40,14 @@ class Coefficients(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """A sampler's name and options; checked when it is made.
+    """A sampler's name and options. None: the sampler's default.
 
     Attributes:
         name: one of `SAMPLERS`.
-        steps: timesteps visited, in [1, T]; None: the sampler's default.
+        steps: timesteps visited, in [1, T].
         eta: noise added at each step: for "ddim" from 0, none, to 1, as much as "ddpm"; for "dpm-solver++" 0 or 1.
-        order: of "dpm-solver++", 1, 2 or 3; None: the sampler's default.
-        spacing: how the timesteps are spread, "trailing" or "logsnr", see `timesteps`; None: the sampler's default for
-            this number of steps.
+        order: of "dpm-solver++", 1, 2 or 3.
+        spacing: of the timesteps, "trailing" or "logsnr", see `timesteps`; the default depends on their number.
     """
 
     name: str = "ddpm"
@@ -74,11 +70,7 @@ class SamplerConfig:
         SAMPLERS[self.name].check(self)
 
     def resolve(self, T: int) -> SamplerConfig:
-        """Fill in the sampler's defaults for a model of T timesteps.
-
-        Raises:
-            InputError: there are fewer timesteps than steps, or the sampler does not take these options.
-        """
+        """Fill in the defaults for a model of T timesteps; an `InputError` if T is too small."""
         sampler = SAMPLERS[self.name]
         steps = min(T, sampler.default_steps or T) if self.steps is None else self.steps
         if not 1 <= steps <= T:
@@ -93,16 +85,16 @@ class SamplerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """Makes images of noise with a diffusion model, over some or all of its timesteps.
+    """Turns noise into images with a diffusion model, over some or all of its timesteps.
 
     Attributes:
-        name: in `SAMPLERS`, in configurations and flags.
-        coefficients: of the steps, from alpha_bar, (S,) float64 at the timesteps visited, and the resolved options.
+        name: in `SAMPLERS`, configurations and flags.
+        coefficients: computes them from alpha_bar, (S,) float64 at the timesteps visited, and the resolved options.
         check: raises an InputError if the sampler does not take the options.
-        default_steps: T, if that is less; None: all timesteps.
-        orders: those that can be chosen; empty if there is only one.
+        default_steps: at most T are taken; None: all timesteps.
+        orders: the choice; empty if there is none.
         default_order: one of `orders`, or None.
-        fewest_logsnr_steps: in so many steps or more, the default spacing is "logsnr"; None: it is always "trailing".
+        fewest_logsnr_steps: from this number of steps on, the default spacing is "logsnr"; None: always "trailing".
     """
 
     name: str
@@ -126,13 +118,13 @@ class Sampler:
         observe: Observe | None = None,
         **options: Any,
     ) -> Tensor:
-        """Denoise x_T; no gradients are recorded.
+        """Denoise x_T without recording gradients.
 
         Args:
             diffusion: the model.
             x_T: (b, c, H, W) standard normal.
-            noise: draws each z, (b, c, H, W) standard normal; it is not called for the last step, which has none.
-            generator: draws z where there is no `noise`; None: PyTorch's global one.
+            noise: draws each z, (b, c, H, W) standard normal; the last step has none.
+            generator: draws z if there is no `noise`; None: PyTorch's global one.
             patch_batch_size: patches per forward pass, counted over all images; None: all.
             progress: wraps the list of timesteps, to show a progress bar.
             observe: is called with (t, x_t, predicted x_0) at every timestep visited.
@@ -177,5 +169,5 @@ def _draw_noise(x_t: Tensor, noise: Noise | None, generator: torch.Generator | N
 
 
 def following(alpha_bar: Tensor) -> Tensor:
-    """alpha_bar at s, (S,): of the timestep visited next, and in the end 1."""
+    """alpha_bar at s, (S,): at the timestep visited next, and 1 after the last."""
     return torch.cat([alpha_bar[1:], torch.ones_like(alpha_bar[:1])])

@@ -1,14 +1,13 @@
-"""Which timesteps a sampler visits: always from T - 1, pure noise, downwards.
+"""The timesteps that a sampler visits, from T - 1 (pure noise) downwards.
 
-Each spacing takes alpha_bar, (T,) float64, and the number of steps, in [1, T], and returns so many timesteps.
+Each spacing takes alpha_bar, (T,) float64, and the number of timesteps to choose, in [1, T].
 
-Symbols: `alpha_bar` (T,), `lambda` = log(alpha_bar / (1 - alpha_bar)) / 2, half the log of the signal-to-noise ratio.
+Symbols: `lambda` = log(alpha_bar / (1 - alpha_bar)) / 2, half the log of the signal-to-noise ratio.
 """
 
 from torch import Tensor
 
-# Below it lie a third of the cosine schedule's range and no more than its last few timesteps, at which x_t is almost
-# pure noise.
+# A third of the cosine schedule's range lies below, but only its last few timesteps, where x_t is almost pure noise.
 LEAST_LAMBDA = -5.1
 
 
@@ -22,7 +21,7 @@ def trailing(alpha_bar: Tensor, steps: int) -> list[int]:
 
 
 def log_snr(alpha_bar: Tensor, steps: int) -> list[int]:
-    """Evenly spaced in lambda, from -5.1 to its value at t = 0, each at the nearest timestep that is still free.
+    """Evenly spaced in lambda, from -5.1 to its value at t = 0, each at the nearest free timestep.
 
     Source: DPM-Solver (Lu et al. 2022, arXiv 2206.00927) Sec. 3.3.
     """

@@ -19,8 +19,8 @@ from patch_based_ddpm import checkpoint, processes, samplers
 from patch_based_ddpm.checkpoint import published
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.data import pictures
-from patch_based_ddpm.data.dataset import Pixels
-from patch_based_ddpm.data.loading import micro_batches, prepare_pixels
+from patch_based_ddpm.data.cache import prepare_pixels
+from patch_based_ddpm.data.dataset import Pixels, micro_batches
 from patch_based_ddpm.data.sources import Source
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.model.diffusion import GaussianDiffusion
@@ -110,7 +110,7 @@ class Trainer:
                 too many checkpoints or the last one cannot be written.
             Stopped: a signal asked for it; the step is saved.
         """
-        pixels = prepare_pixels(self.config, self.accelerator, self.source, self.folder.image_cache)
+        pixels = prepare_pixels(self.config, self.source, self.folder.image_cache)
         self.tracker.start()
         reset_peak_memory(self.accelerator.device)
         try:

@@ -6,7 +6,6 @@ import shutil
 import sys
 from collections import namedtuple
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,9 +15,8 @@ from PIL import Image
 from patch_based_ddpm import checkpoint
 from patch_based_ddpm import train as command
 from patch_based_ddpm.data import cache as image_cache
-from patch_based_ddpm.data.cache import CachedImages, build, open_cache
+from patch_based_ddpm.data.cache import CachedImages, build, open_cache, prepare_pixels
 from patch_based_ddpm.data.dataset import FittedImages, ShuffledStream, TrainingImages, loader
-from patch_based_ddpm.data.loading import prepare_pixels
 from patch_based_ddpm.data.sources import UnreadableImage, list_folder, open_lmdb
 from patch_based_ddpm.errors import InputError
 from support.commands import metrics, running, train, wait_until, write_config
@@ -220,7 +218,7 @@ class TestBuild:
         config = make_config(trainer={"train_dataset_dir": str(folder), "cache_images": True})
         monkeypatch.setattr(image_cache, "build", lambda *_, **__: CachedImages(path, "stamp", 3, {}))
         with pytest.raises(InputError, match=r"cache\.npy' is not the one that the main process built; trainer\.log_d"):
-            prepare_pixels(config, SimpleNamespace(is_main_process=True), list_folder(folder), path)
+            prepare_pixels(config, list_folder(folder), path)
 
 
 class TestBadImages:

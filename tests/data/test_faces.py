@@ -195,12 +195,3 @@ def test_lighting_by_hand():
 def test_a_blank_picture_agrees_with_itself(level):
     for value in disagreement(torch.full((2, 3, 32, 32), level)).values():
         assert value.tolist() == [0.0, 0.0]
-
-
-def test_bad_arguments_are_told_in_a_sentence():
-    with pytest.raises(ValueError, match="index is -1; the index of a drawn face must be 0 or more"):
-        attributes(-1)
-    with pytest.raises(ValueError, match="seed is -2"):
-        attributes(0, seed=-2)
-    with pytest.raises(ValueError, match="7 x 32 pixels; each side must be 8 or more"):
-        draw(attributes(0), 7, 32)

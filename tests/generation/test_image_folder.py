@@ -100,15 +100,6 @@ def test_what_is_complete(folder):
     assert list(folder.present(range(3))) != []
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_not_written(folder, value):
-    image = torch.zeros(3, 8, 10)
-    image[0, 0, 0] = value
-    with pytest.raises(InputError, match="image of seed 5 is not finite, which no picture can show; --dtype float32"):
-        folder.write(5, image)
-    assert not folder.path(5).exists()
-
-
 def test_a_folder_that_vanished_is_one_sentence(tmp_path):
     folder = ImageFolder(tmp_path / "gone", (3, 8, 10))
     with pytest.raises(InputError, match=r"000005\.png could not be written: No such file or directory; the images"):
