@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,14 @@ def start_accelerator(timeout: timedelta = processes.LONG_WAIT, **options: Any) 
     return Accelerator(kwargs_handlers=handlers, **options)
 
 
-def compile_mode(device: torch.device) -> str | None:
-    """The torch.compile mode for sampling: CUDA graphs on a GPU, which need passes of one shape."""
-    return "reduce-overhead" if device.type == "cuda" else None
+def compile_options(device: torch.device, *, sampling: bool) -> dict[str, Any]:
+    """Arguments of torch.compile for passes of one shape: CUDA graphs to sample on a GPU.
+
+    Each of several networks in a process has its own limit of recompilations, where this PyTorch can do so.
+    """
+    mode = "reduce-overhead" if sampling and device.type == "cuda" else None
+    isolated = {"isolate_recompiles": True} if "isolate_recompiles" in signature(torch.compile).parameters else {}
+    return {"dynamic": False, "mode": mode, **isolated}
 
 
 def can_plot(picture: Path) -> bool:

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from patch_based_ddpm import checkpoint, samplers
 from patch_based_ddpm.benchmarking.baseline_unet import BaselineUNet
-from patch_based_ddpm.command_line import DTYPES, compile_mode
+from patch_based_ddpm.command_line import DTYPES, compile_options
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.model.diffusion import GaussianDiffusion
 from patch_based_ddpm.model.patch_batching import PatchBatching
@@ -173,8 +173,8 @@ class Benchmark:
 
     def _compile(self, diffusion: GaussianDiffusion, optimizer: torch.optim.Optimizer | None) -> Model:
         """The same weights, compiled for one setting as `sample` and `train` do."""
-        mode = compile_mode(self.device) if self.kind == "sampling" else None
-        unet = torch.compile(diffusion.unet, fullgraph=True, dynamic=False, isolate_recompiles=True, mode=mode)
+        options = compile_options(self.device, sampling=self.kind == "sampling")
+        unet = torch.compile(diffusion.unet, fullgraph=True, **options)
         return self._diffusion(unet, diffusion.config, padded=True), optimizer
 
     def _diffusion(self, unet: nn.Module, config: Config, *, padded: bool = False) -> GaussianDiffusion:

@@ -70,7 +70,7 @@ def load_model(args: argparse.Namespace, accelerator: Accelerator, images: int) 
     diffusion = checkpoint.load_diffusion(args.ckpt, config=config, weights=args.weights, device=device, dtype=dtype)
     sampler.resolve(diffusion.timesteps)
     if args.compile:
-        diffusion.unet.compile(dynamic=False, mode=command_line.compile_mode(device))
+        diffusion.unet.compile(**command_line.compile_options(device, sampling=True))
         diffusion.patch_batching.padded = True  # passes of one shape: compiled once
     if args.max_memory is not None:
         batch_size, options = min(args.batch_size, images), {"dtype": dtype, "sampler": sampler}

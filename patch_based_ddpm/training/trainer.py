@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from patch_based_ddpm import checkpoint, processes, samplers
 from patch_based_ddpm.checkpoint import published
+from patch_based_ddpm.command_line import compile_options
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.data import pictures
 from patch_based_ddpm.data.cache import prepare_pixels
@@ -77,8 +78,7 @@ class Trainer:
         self.ema_diffusion = GaussianDiffusion(self.ema.ema_model, config).to(accelerator.device)
         self.training_step = TrainingStep(trainer, accelerator, diffusion, optimizer)
         if trainer.compile:
-            # A study trains several networks in one process, each with its own count of recompilations.
-            self.unet.compile(dynamic=False, isolate_recompiles=True)
+            self.unet.compile(**compile_options(accelerator.device, sampling=False))
         self.tracker = Tracker(accelerator, config, folder)
         self.signals = SignalHandler(accelerator.is_main_process)
         self.step = 0
@@ -246,6 +246,14 @@ class Trainer:
                 if path == candidates[-1]:
                     raise
                 self.accelerator.print(f"{error} Trying the one before.")
+        self.load_state_dict(state, path)
+
+    def load_state_dict(self, state: dict[str, Any], path: checkpoint.PathLike) -> None:
+        """Continue from what `checkpoint.read` returned for `path`.
+
+        Raises:
+            InputError: it does not fit the config, or holds weights alone.
+        """
         saved, optimizer = state["config"], state["optimizer"]
         if saved is not None:
             # A network trained with another halo soon adapts.
