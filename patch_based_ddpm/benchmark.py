@@ -19,6 +19,7 @@ from patch_based_ddpm import command_line
 from patch_based_ddpm.benchmarking import measure
 from patch_based_ddpm.benchmarking.plot import save_plot
 from patch_based_ddpm.benchmarking.report import DEFINITIONS, markdown
+from patch_based_ddpm.benchmarking.suite import Suite
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.data.cache import prepare_pixels
 from patch_based_ddpm.data.dataset import micro_batches
@@ -37,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
     device = torch.device(args.device)
     config = _config(args)
+    if args.suite:
+        _run_suite(config, args)
+        return
     configs = {N: dataclasses.replace(config, model=config.model.divided(N)) for N in (1, *args.patch_dividers)}
     source = None
     if not args.memory_only:  # before hours of measuring, as it may be missing
@@ -109,6 +113,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--out-dir", type=Path, default=Path("benchmark"), metavar="DIR", help="default: benchmark")
     add("--memory-only", action="store_true", help="leave the timing out")
     add("--compile", action="store_true", help="time our network through torch.compile")
+    add("--suite", action="store_true", help="measure correctness, speed, memory and a profile in resumable pieces")
+    add("--minutes", type=count, default=9, metavar="M", help="after which no piece of the suite starts (default: 9)")
     args = parser.parse_args(argv)
     if args.config is not None and (args.dim, args.dim_mults, args.image_size) != (None, None, None):
         parser.error("--dim, --dim-mults and --image-size describe a model; they do not go with --config")
@@ -144,6 +150,17 @@ def _config(args: argparse.Namespace) -> Config:
     model = {name: value for name, value in given.items() if value is not None}
     trainer = {"train_dataset_dir": BUILTIN_FACES, "log_dir": str(args.out_dir), "train_batch_size": args.batch_size}
     return Config.from_dict({"trainer": trainer, "model": {**model, "patch_divider": 1}})
+
+
+def _run_suite(config: Config, args: argparse.Namespace) -> None:
+    device = torch.device(args.device)
+    suite = Suite(config, args.batch_size, device, args.out_dir)
+    complete = suite.run(args.minutes)
+    write_json(args.out_dir / "machine.json", _machine(device))
+    (args.out_dir / "suite.md").write_text(suite.markdown(), encoding="utf-8")
+    print(suite.markdown())
+    if not complete:
+        print("The same command measures the other pieces.")
 
 
 def _machine(device: torch.device) -> dict[str, Any]:
