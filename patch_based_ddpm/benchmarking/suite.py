@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from patch_based_ddpm import samplers
 from patch_based_ddpm.benchmarking.measure import Benchmark, Setting
-from patch_based_ddpm.command_line import DTYPES, compile_mode, start_accelerator
+from patch_based_ddpm.command_line import DTYPES, compile_options, start_accelerator
 from patch_based_ddpm.config import Config
 from patch_based_ddpm.data.sources import BUILTIN_FACES, FacesSource
 from patch_based_ddpm.files import write_json
@@ -168,7 +168,7 @@ class Suite:
         t = torch.randint(diffusion.timesteps, (2,))
         diffusion, batch = diffusion.to(device), [values.to(device) for values in (x_0, t, noise)]
         if compiled:
-            diffusion.unet.compile(dynamic=False)
+            diffusion.unet.compile(**compile_options(device, sampling=False))
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bf16")
         with _tf32(tf32):
             losses = torch.cat(list(diffusion.accumulate_gradient(*batch, patches, autocast=autocast)))
@@ -245,7 +245,7 @@ class Suite:
         diffusion = GaussianDiffusion.from_config(self.config).to(self.device).eval().requires_grad_(False)
         diffusion.unet.to(DTYPES["bf16"])
         if compiled:
-            diffusion.unet.compile(dynamic=False, mode=compile_mode(self.device))
+            diffusion.unet.compile(**compile_options(self.device, sampling=True))
             diffusion.patch_batching.padded = True
         sampler = samplers.SamplerConfig(name="dpm-solver++", steps=min(DRAW_STEPS, diffusion.timesteps))
         draw = partial(samplers.draw, diffusion, range(images), sampler=sampler, patch_batch_size=patches)
