@@ -20,7 +20,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from patch_based_ddpm import Config, train
+from patch_based_ddpm import Config, memory, train
+from patch_based_ddpm.benchmarking import measure
 from support.commands import ROOT, TIME_LIMIT, environment
 
 PAGES = {path.stem: path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
@@ -46,7 +47,7 @@ def template(tmp_path_factory, published_state):
         content = json.loads(path.read_text())
         content["trainer"] |= {"train_batch_size": 2, "train_num_steps": 2, "save_and_sample_every": 1}
         content["trainer"] |= {"num_workers": 0, "preview_count": 1}
-        content["model"] |= {"dim": 8, "dim_mults": [1, 2], "image_size": 32}
+        content["model"] |= {"dim": 8, "dim_mults": [1], "image_size": 32}
         content["diffusion"] |= {"timesteps": 60}
         (folder / "configs" / path.name).write_text(json.dumps(content))
     for path in (ROOT / "configs" / "study").glob("*.json"):
@@ -82,6 +83,9 @@ def playground(template, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "playground")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setenv("WANDB_MODE", "disabled")
+    # Fewer plans and no new processes; tests of their own cover both.
+    monkeypatch.setattr(memory, "DIVIDERS", (1, 2))
+    monkeypatch.setattr(measure, "_in_new_process", lambda function, *args: function(*args))
     return tmp_path / "playground"
 
 

@@ -103,9 +103,9 @@ def test_the_demo_uses_the_folder_of_its_config():
 
 
 FLOORS = (  # imports run from a later floor to an earlier one
-    {"errors", "randomness", "processes"},
-    {"files", "command_line"},
-    {"strict_json"},
+    {"errors", "randomness"},
+    {"files", "processes"},
+    {"command_line", "strict_json"},
     {"config", "signals"},
     {"model", "data"},
     {"samplers", "evaluation"},

@@ -19,7 +19,7 @@ def uncompiled(monkeypatch):
 
 @pytest.fixture
 def suite(make_config, tmp_path):
-    config = make_config(model={"dim": 16, "image_size": 16})
+    config = make_config(model={"dim": 16, "dim_mults": [1], "image_size": 8})
     return Suite(config, images=2, device=CPU, folder=tmp_path / "suite")
 
 

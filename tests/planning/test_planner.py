@@ -73,6 +73,7 @@ def micro_batches(config):
     return [torch.zeros(2, 3, 32, 32)] * config.trainer.gradient_accumulate_every
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "recompute"), [("no", False), ("bf16", False), ("bf16", True)])
 @pytest.mark.parametrize(
     ("N", "size", "halo", "accumulate"),
