@@ -137,3 +137,16 @@ def test_imports_run_one_way():
 def test_no_folder_is_crowded():
     for folder in {path.parent for path in PACKAGE.rglob("*.py")} - {PACKAGE}:
         assert len(list(folder.glob("*.py"))) <= 13, folder
+
+
+def test_the_pipfile_names_every_package_that_is_imported():
+    named = set(re.findall(r'^"?([\w-]+)"? = ', (ROOT / "Pipfile").read_text(), flags=re.MULTILINE))
+    imported = set()
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.split(".")[0])
+    others = imported - set(sys.stdlib_module_names) - {PACKAGE.name, "support", "tomli"}  # pytest needs tomli, too
+    assert {{"PIL": "pillow"}.get(name, name.replace("_", "-")) for name in others} <= named
