@@ -38,14 +38,13 @@ from patch_based_ddpm.training.trainer import Trainer
 
 REPEATS = 10  # timed steps
 DRAW_STEPS = 10  # of DPM-Solver++
-EAGER = {"dtype": "float32", "compiled": False, "tf32": False, "patches": None}
 GRADIENTS = {  # how gradients are computed that are compared with float32 on the CPU
-    "float32": EAGER,
-    "float32-1-patch": {**EAGER, "patches": 1},
-    "float32-compiled": {**EAGER, "compiled": True},
-    "tf32": {**EAGER, "tf32": True},
-    "bf16": {**EAGER, "dtype": "bf16"},
-    "bf16-compiled": {**EAGER, "dtype": "bf16", "compiled": True},
+    "float32": {},
+    "float32-1-patch": {"patches": 1},
+    "float32-compiled": {"compiled": True},
+    "tf32": {"tf32": True},
+    "bf16": {"dtype": "bf16"},
+    "bf16-compiled": {"dtype": "bf16", "compiled": True},
 }
 KERNELS = {  # kinds of kernels by parts of their names; the first match counts
     "convolutions, matrix products": ("conv", "gemm", "xmma", "cutlass", "wgrad", "dgrad", "mm", "dot"),
@@ -141,15 +140,14 @@ class Suite:
             "copied_bytes_per_second": 2 * length / statistics.median(self._time(lambda: target.copy_(source))),
         }
 
-    def gradient(self, *, dtype: str, compiled: bool, tf32: bool, patches: int | None) -> dict[str, float]:
+    def gradient(self, **how: Any) -> dict[str, float]:
         """Loss and gradient of two images against float32 on the CPU, eager, all patches in a pass.
 
         Returns:
             Relative errors ||a - b|| / ||b||: of the loss, of the whole gradient, and the largest of a parameter whose
             gradient has at least 1/1000 of the norm of the whole.
         """
-        reference = self._gradient(torch.device("cpu"), "float32", False, False, None)
-        found = self._gradient(self.device, dtype, compiled, tf32, patches)
+        reference, found = self._gradient(torch.device("cpu")), self._gradient(self.device, **how)
         total = torch.cat([values.flatten() for values in reference[1].values()])
         errors = {name: _error(found[1][name], values) for name, values in reference[1].items()}
         large = [name for name, values in reference[1].items() if values.norm() >= total.norm() / 1000]
@@ -160,7 +158,12 @@ class Suite:
         }
 
     def _gradient(
-        self, device: torch.device, dtype: str, compiled: bool, tf32: bool, patches: int | None
+        self,
+        device: torch.device,
+        dtype: str = "float32",
+        compiled: bool = False,
+        tf32: bool = False,
+        patches: int | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         torch.manual_seed(0)
         diffusion = GaussianDiffusion.from_config(self.config)
