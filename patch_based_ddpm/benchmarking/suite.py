@@ -7,6 +7,7 @@ spread over short loans of a GPU.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import math
 import statistics
@@ -87,6 +88,7 @@ class Suite:
             print(f"measuring {name}", flush=True)
             torch.manual_seed(0)
             torch.compiler.reset()
+            gc.collect()  # frees the model before
             start = time.monotonic()
             try:
                 figures = measure()
