@@ -33,6 +33,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None) -> argparse.Namespace:
         words = sys.argv[1:] if args is None else args
+        if "" in words:  # of an unset variable, for example
+            self.error("an argument is empty")
         return super().parse_args([re.sub("^--[^=]*", lambda flag: flag[0].replace("_", "-"), w) for w in words])
 
     def error(self, message: str) -> None:
@@ -66,7 +68,10 @@ def byte_count(text: str) -> int:
 def add_max_memory(parser: argparse.ArgumentParser) -> None:
     """The flag `--max-memory`, in bytes."""
     parser.add_argument(
-        "--max-memory", type=byte_count, metavar="6GiB", help="let as many patches share a pass as fit (per process)"
+        "--max-memory",
+        type=byte_count,
+        metavar="SIZE",
+        help="choose the most patches per pass that fit into this memory (of each process)",
     )
 
 

@@ -54,13 +54,13 @@ def _parser() -> command_line.Parser:
     images = parser.add_mutually_exclusive_group().add_argument
     images("--n-samples", type=command_line.positive_int, default=16, metavar="N", help="default: 16")
     images("--seeds", type=_seed_list, metavar="A-B", help="one image per seed, for example 0-63 or 3,7,10-19")
-    add("--seed", type=command_line.non_negative_int, metavar="S", help="first of the n seeds (default: 0)")
+    add("--seed", type=command_line.non_negative_int, metavar="S", help="seed of the first image (default: 0)")
     add("--overwrite", action="store_true", help="draw images again that are there already")
     add("--grid", action="store_true", help=f"also put all images into {GRID_NAME}")
     add("--npz", action="store_true", help=f"also put all images into {ARCHIVE_NAME}, as an array")
     add("--trajectory", type=animation.file_name, metavar="FILE", help="animate the first batch, as .webp or .gif")
     add("--trajectory-of", choices=animation.KINDS, help="the noisy or the predicted images (default: x_t)")
-    add("--patch-borders", action="store_true", help="draw the borders of the patches into it")
+    add("--patch-borders", action="store_true", help="draw the borders of the patches into the animation")
     options.add_flags(parser)
     return parser
 

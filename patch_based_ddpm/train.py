@@ -96,7 +96,9 @@ def _parser() -> command_line.Parser:
     parser.add_argument("--config", required=True, metavar="FILE", help="JSON configuration")
     start = parser.add_mutually_exclusive_group()
     start.add_argument(
-        "--resume", metavar="latest|PATH", help="continue from a checkpoint; latest starts a new run if there is none"
+        "--resume",
+        metavar="latest|PATH",
+        help="continue from a checkpoint; latest starts a new run if there is no checkpoint",
     )
     start.add_argument(
         "--restart-step",

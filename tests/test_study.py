@@ -484,7 +484,7 @@ def test_a_study_is_one_process(tmp_path, monkeypatch):
         ({"study": {"steps": 11}}, r"the number of sampling steps is 11; it must lie in \[1, 10\]"),
         ({"study": {"ddim_steps": [5, 12]}}, "the number of sampling steps is 12"),
         ({"study": {"samples": 1}}, "study.samples is 1; it must be a whole number from 2 to 1000000"),
-        ({"study": {"sampler": "euler"}}, 'section study: the sampler is "euler"; it must be one of'),
+        ({"study": {"sampler": "unknown"}}, 'section study: the sampler is "unknown"; it must be one of'),
         ({"study": {"smaples": 1}}, 'unknown key "smaples"; did you mean "samples"'),
         ({"trainer": {"train_dataset_dir": "pictures"}}, 'a study needs "builtin:faces"'),
         ({"model": {"image_size": 8}}, "8 x 8 pixels; each side must be 16 or more"),

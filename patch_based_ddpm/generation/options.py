@@ -32,16 +32,21 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     orders = sorted({order for each in all_samplers for order in each.orders})
     order = ", ".join(f"{each.name} {each.default_order}" for each in all_samplers if each.orders)
     fewest = {each.name: each.fewest_logsnr_steps for each in all_samplers if each.fewest_logsnr_steps}
-    logsnr = "".join(f"; {name} in {least} steps or more logsnr" for name, least in fewest.items())
+    logsnr = "".join(f", but logsnr for {name} in {least} steps or more" for name, least in fewest.items())
     add("--sampler", choices=tuple(SAMPLERS), default=default.name, help=f"default: {default.name}")
     add("--steps", type=count, metavar="K", help=f"timesteps visited (default: {steps})")
     eta = f"noise that ddim and dpm-solver++ add at each step, 1: as much as ddpm (default: {default.eta:g})"
     add("--eta", type=float, default=default.eta, help=eta)
-    add("--order", type=int, choices=orders, help=f"default: {order}")
-    add("--spacing", choices=tuple(timesteps.SPACINGS), help=f"of the timesteps (default: trailing{logsnr})")
-    add("--weights", choices=("ema", "model"), default="ema", help="averaged or last (default: ema)")
+    add("--order", type=int, choices=orders, help=f"order of the sampler (default: {order})")
+    add("--spacing", choices=tuple(timesteps.SPACINGS), help=f"how timesteps are spread (default: trailing{logsnr})")
+    add(
+        "--weights",
+        choices=("ema", "model"),
+        default="ema",
+        help="averaged (ema) or last (model) weights (default: ema)",
+    )
     dtypes = tuple(command_line.DTYPES)
-    add("--dtype", choices=dtypes, default="float32", help="of the network (default: float32)")
+    add("--dtype", choices=dtypes, default="float32", help="precision of the network (default: float32)")
 
 
 def sampler_config(args: argparse.Namespace) -> SamplerConfig:

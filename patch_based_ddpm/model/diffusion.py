@@ -23,6 +23,7 @@ from patch_based_ddpm.model.patch_batching import PatchBatching
 from patch_based_ddpm.model.patches import PatchBatch, crop, gather, global_content, pad, patch_batch, scatter
 from patch_based_ddpm.model.unet import UNet
 
+# Called with reduction="none".
 LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss, "huber": F.huber_loss}
 
 

@@ -73,12 +73,6 @@ def _parabola(h: Tensor, decay: Tensor) -> Tensor:
 def _check(config: SamplerConfig) -> None:
     if config.eta not in (0, 1):
         raise InputError(f"eta is {config.eta}; for dpm-solver++ it must be 0, deterministic, or 1, with noise.")
-    fewest = FEWEST_NOISY_THIRD_ORDER_STEPS
-    if (config.order, config.eta) == (3, 1) and config.steps is not None and config.steps < fewest:
-        raise InputError(
-            f"the number of sampling steps is {config.steps}; order 3 with eta 1 needs at least {fewest}, order 2 does "
-            "with fewer."
-        )
 
 
 dpm_solver_pp = Sampler(
@@ -89,4 +83,5 @@ dpm_solver_pp = Sampler(
     orders=(1, 2, 3),
     default_order=2,
     fewest_logsnr_steps=FEWEST_LOGSNR_STEPS,
+    fewest_noisy_third_order_steps=FEWEST_NOISY_THIRD_ORDER_STEPS,
 )

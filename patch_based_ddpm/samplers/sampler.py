@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from typing import Any, NamedTuple
 
 import torch
@@ -70,7 +72,10 @@ class SamplerConfig:
         SAMPLERS[self.name].check(self)
 
     def resolve(self, T: int) -> SamplerConfig:
-        """Fill in the defaults for a model of T timesteps; an `InputError` if T is too small."""
+        """Fill in the defaults for a model of T timesteps; an `InputError` if T is too small.
+
+        Third order with noise becomes second in few steps, see `Sampler.fewest_noisy_third_order_steps`.
+        """
         sampler = SAMPLERS[self.name]
         steps = min(T, sampler.default_steps or T) if self.steps is None else self.steps
         if not 1 <= steps <= T:
@@ -80,6 +85,8 @@ class SamplerConfig:
         fewest_logsnr = sampler.fewest_logsnr_steps
         spacing = "trailing" if fewest_logsnr is None or steps < fewest_logsnr else "logsnr"
         order = sampler.default_order if self.order is None else self.order
+        if (order, self.eta) == (3, 1) and steps < sampler.fewest_noisy_third_order_steps:
+            order = 2
         return replace(self, steps=steps, order=order, spacing=self.spacing or spacing)
 
 
@@ -95,6 +102,7 @@ class Sampler:
         orders: the choice; empty if there is none.
         default_order: one of `orders`, or None.
         fewest_logsnr_steps: from this number of steps on, the default spacing is "logsnr"; None: always "trailing".
+        fewest_noisy_third_order_steps: in fewer, order 3 with eta 1 is replaced by order 2.
     """
 
     name: str
@@ -104,6 +112,7 @@ class Sampler:
     orders: tuple[int, ...] = ()
     default_order: int | None = None
     fewest_logsnr_steps: int | None = None
+    fewest_noisy_third_order_steps: int = 0
 
     @torch.no_grad()
     def __call__(
@@ -151,7 +160,7 @@ class Sampler:
             x_0s = [diffusion.predict_x_0(x_t, t, patch_batch_size), *x_0s]
             if observe is not None:
                 observe(step, x_t, x_0s[0])
-            x_t = sum((weight * x_0 for weight, x_0 in zip(b[i], x_0s)), start=a[i] * x_t)
+            x_t = a[i] * x_t + reduce(add, (weight * x_0 for weight, x_0 in zip(b[i], x_0s)))
             if c is not None and i + 1 < len(visited):
                 x_t = x_t + c[i] * _draw_noise(x_t, noise, generator)
             x_0s = x_0s[: b.shape[1] - 1]

@@ -80,6 +80,7 @@ def test_a_wandb_that_cannot_start_does_not_stop_the_run(tmp_path, monkeypatch, 
     monkeypatch.setattr(wandb, "init", fail)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    wandb.teardown()  # forgets the settings with which an earlier test of this process has started it
     tracker = make_tracker(tmp_path, wandb_enabled=True)
     tracker.start()
     tracker.log(1, SCALARS, PATCH_LOSS)
