@@ -169,6 +169,7 @@ def test_loading_a_checkpoint_is_measured(whole):
     assert not list((folder / "out").glob("tmp*"))
 
 
+@pytest.mark.slow
 def test_memory_of_loading_a_checkpoint_is_that_of_a_process_of_its_own(make_config, tmp_path):
     """This process holds more than the loading one; at least one set of weights is loaded."""
     config = make_config(model={"dim": 64, "dim_mults": [1, 2, 4], "resnet_block_groups": 8})

@@ -12,6 +12,7 @@ def table(capsys):
     return title, [row.split() for row in rows]
 
 
+@pytest.mark.slow
 def test_the_table_holds_what_the_planner_says(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(memory, "DIVIDERS", (1, 2))
     path = write_config(tmp_path, mixed_precision="bf16")
@@ -64,6 +65,7 @@ def test_a_halo_goes_with_every_divider_but_one(tmp_path, capsys, monkeypatch):
     assert (halved.patch_divider, halved.halo) == (4, 1)
 
 
+@pytest.mark.slow
 def test_each_precision_changes_its_own_columns(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(memory, "DIVIDERS", (2,))
     path = write_config(tmp_path, model={"dim": 32})

@@ -92,6 +92,7 @@ def test_flags_change_what_they_should(ckpt, tmp_path):
     assert 0 < half.mean() < 5
 
 
+@pytest.mark.slow
 def test_max_memory_picks_the_patch_batch_and_says_so(ckpt, tmp_path, capsys):
     usual = run(ckpt, tmp_path / "usual", "--seeds", "0-1")
     config = load_diffusion(ckpt).config

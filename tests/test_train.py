@@ -72,6 +72,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_max_memory_picks_the_patch_batch(tmp_path, capsys, monkeypatch):
     config = write_config(tmp_path, preview_count=0)
     peaks = [planner.training_peak(Config.load(config), batch_size=2, patch_batch_size=k).total for k in (1, 3)]
