@@ -10,9 +10,13 @@ import contextlib
 import gc
 import json
 import math
+import os
+import shutil
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,9 +29,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from patch_based_ddpm import samplers
-from patch_based_ddpm.benchmarking.measure import Benchmark, Setting
+from patch_based_ddpm.benchmarking.variants import VARIANTS, Variant
 from patch_based_ddpm.command_line import DTYPES, compile_options, start_accelerator
-from patch_based_ddpm.config import Config
+from patch_based_ddpm.config import Config, TrainerConfig
 from patch_based_ddpm.data.sources import BUILTIN_FACES, FacesSource
 from patch_based_ddpm.files import write_json
 from patch_based_ddpm.model.diffusion import GaussianDiffusion
@@ -39,14 +43,9 @@ from patch_based_ddpm.training.trainer import Trainer
 
 REPEATS = 10  # timed steps
 DRAW_STEPS = 10  # of DPM-Solver++
-GRADIENTS = {  # how gradients are computed that are compared with float32 on the CPU
-    "float32": {},
-    "float32-1-patch": {"patches": 1},
-    "float32-compiled": {"compiled": True},
-    "tf32": {"tf32": True},
-    "bf16": {"dtype": "bf16"},
-    "bf16-compiled": {"dtype": "bf16", "compiled": True},
-}
+LOSS_STEPS = 500  # over which losses of float32, bf16 and fp16 are compared
+LOOP_STEPS = 60  # of the training loop, the first half to warm up
+FACES = 1024  # drawn images in the data of those two
 KERNELS = {  # kinds of kernels by parts of their names; the first match counts
     "convolutions, matrix products": ("conv", "gemm", "xmma", "cutlass", "wgrad", "dgrad", "mm", "dot"),
     "norms": ("norm", "welford"),
@@ -102,34 +101,35 @@ class Suite:
         """The function of each piece, the most important ones first."""
         N = self.config.model.patch_divider
         all_patches = N * N * self.images
-        train = partial(self.speed, "training", N)
-        pieces = {
-            "ceilings": self.ceilings,
-            **{f"gradient-{name}": partial(self.gradient, **how) for name, how in GRADIENTS.items()},
-            "resume": self.resume,
-            "synchronisation": self.synchronisation,
-            "training-baseline": partial(train, all_patches, "float32", network="baseline"),
-            "training-bf16-compiled": partial(train, all_patches, "bf16", compiled=True),
-            "training-bf16": partial(train, all_patches, "bf16"),
-            "training-tf32": partial(train, all_patches, "float32", tf32=True),
-            "training-float32": partial(train, all_patches, "float32"),
-        }
-        for patches in sorted({64, 8} & set(range(all_patches)), reverse=True):
-            pieces[f"training-bf16-compiled-{patches}-patches"] = partial(train, patches, "bf16", compiled=True)
+        few = [patches for patches in (64, 8) if patches < all_patches]
+        pieces = {"ceilings": self.ceilings, "resume": self.resume, "synchronisation": self.synchronisation}
+        first, *others = (name for name in VARIANTS if name != "baseline")
+        for name in (first, "baseline", *others):
+            if VARIANTS[name].network == "ours":
+                pieces[f"gradient-{name}"] = partial(self.gradient, VARIANTS[name])
+            pieces[f"training-{name}"] = partial(self.training, VARIANTS[name], N, all_patches)
+        pieces["gradient-1-patch"] = partial(self.gradient, Variant(), patches=1)
+        for name in (first, "bf16-cuda-graphs"):
+            for patches in few:
+                pieces[f"training-{name}-{patches}-patches"] = partial(self.training, VARIANTS[name], N, patches)
         pieces |= {
             "drawing-bf16-compiled": partial(self.drawing, 2 * self.images, None, compiled=True),
             "drawing-bf16": partial(self.drawing, 2 * self.images, None, compiled=False),
             "drawing-1-patch-compiled": partial(self.drawing, 1, 1, compiled=True),
             "drawing-1-patch": partial(self.drawing, 1, 1, compiled=False),
             "profile": self.profile,
+            "loop": self.loop,
         }
         for other in sorted({1, 2, 4, 8} - {N}):
             with contextlib.suppress(ValueError):  # the image size does not allow this N
                 self._config(other)
-                pieces[f"training-bf16-compiled-N{other}"] = partial(
-                    self.speed, "training", other, other**2 * self.images, "bf16", compiled=True
+                pieces[f"training-{first}-N{other}"] = partial(
+                    self.training, VARIANTS[first], other, other**2 * self.images
                 )
-        return pieces
+        losses = {"float32": ("no", 0), "float32-other-seed": ("no", 1), "bf16": ("bf16", 0), "fp16": ("fp16", 0)}
+        if self.device.type == "cpu":
+            del losses["fp16"]
+        return pieces | {f"loss-{name}": partial(self.loss, *how) for name, how in losses.items()}
 
     def ceilings(self) -> dict[str, float]:
         """What the device reaches at most: bf16 matrix products, in FLOP/s, and copies, in bytes/s read and written."""
@@ -142,14 +142,15 @@ class Suite:
             "copied_bytes_per_second": 2 * length / statistics.median(self._time(lambda: target.copy_(source))),
         }
 
-    def gradient(self, **how: Any) -> dict[str, float]:
+    def gradient(self, variant: Variant, patches: int | None = None) -> dict[str, float]:
         """Loss and gradient of two images against float32 on the CPU, eager, all patches in a pass.
 
         Returns:
             Relative errors ||a - b|| / ||b||: of the loss, of the whole gradient, and the largest of a parameter whose
             gradient has at least 1/1000 of the norm of the whole.
         """
-        reference, found = self._gradient(torch.device("cpu")), self._gradient(self.device, **how)
+        reference = self._gradient(Variant(), torch.device("cpu"))
+        found = self._gradient(variant, self.device, patches)
         total = torch.cat([values.flatten() for values in reference[1].values()])
         errors = {name: _error(found[1][name], values) for name, values in reference[1].items()}
         large = [name for name, values in reference[1].items() if values.norm() >= total.norm() / 1000]
@@ -160,23 +161,16 @@ class Suite:
         }
 
     def _gradient(
-        self,
-        device: torch.device,
-        dtype: str = "float32",
-        compiled: bool = False,
-        tf32: bool = False,
-        patches: int | None = None,
+        self, variant: Variant, device: torch.device, patches: int | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         torch.manual_seed(0)
-        diffusion = GaussianDiffusion.from_config(self.config)
-        x_0, noise = (torch.randn(2, *diffusion.image_shape) for _ in range(2))
-        t = torch.randint(diffusion.timesteps, (2,))
-        diffusion, batch = diffusion.to(device), [values.to(device) for values in (x_0, t, noise)]
-        if compiled:
-            diffusion.unet.compile(**compile_options(device, sampling=False))
-        autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bf16")
-        with _tf32(tf32):
-            losses = torch.cat(list(diffusion.accumulate_gradient(*batch, patches, autocast=autocast)))
+        diffusion, _ = variant.build(self.config, device)
+        generator = torch.Generator().manual_seed(0)
+        x_0, noise = (torch.randn(2, *diffusion.image_shape, generator=generator).to(device) for _ in range(2))
+        t = torch.randint(diffusion.timesteps, (2,), generator=generator).to(device)
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=variant.bf16)
+        with variant.precision():
+            losses = torch.cat(list(diffusion.accumulate_gradient(x_0, t, noise, patches, autocast=autocast)))
         gradients = {name: parameter.grad.double().cpu() for name, parameter in diffusion.named_parameters()}
         return losses.double().mean().cpu(), gradients
 
@@ -209,40 +203,76 @@ class Suite:
 
     def _trainer(self, name: str, steps: int) -> Trainer:
         folder = RunFolder(self.folder / "runs" / name)
-        given = {"train_dataset_dir": BUILTIN_FACES, "log_dir": str(folder.root), "train_num_steps": steps}
-        given |= {"train_batch_size": self.images, "save_and_sample_every": 2, "preview_count": 0, "num_workers": 0}
-        config = replace(self.config, trainer=replace(self.config.trainer, **given, wandb_enabled=False))
+        given = {"train_dataset_dir": BUILTIN_FACES, "save_and_sample_every": 2, "num_workers": 0}
+        config = replace(self.config, trainer=self._trainer_section(folder, steps, given))
         folder.create()
         accelerator = start_accelerator(cpu=self.device.type == "cpu", mixed_precision="bf16")
         return Trainer(config, accelerator, FacesSource(*config.model.image_shape, config.trainer.seed), folder)
 
-    def speed(
-        self,
-        kind: str,
-        N: int,
-        patches: int,
-        dtype: str,
-        *,
-        network: str = "ours",
-        compiled: bool = False,
-        tf32: bool = False,
-    ) -> dict[str, Any]:
-        """Time, arithmetic and memory of a step of training, beside the planned memory."""
-        config, setting = self._config(N), Setting(network, N, patches, dtype)
-        benchmark = Benchmark(kind, {N: config}, self.images, self.device, compiled)
-        with _tf32(tf32):
+    def _trainer_section(self, folder: RunFolder, steps: int, given: dict[str, Any]) -> TrainerConfig:
+        run = {"log_dir": str(folder.root), "train_num_steps": steps, "train_batch_size": self.images}
+        return replace(self.config.trainer, **run, preview_count=0, wandb_enabled=False, **given)
+
+    def training(self, variant: Variant, N: int, patches: int) -> dict[str, Any]:
+        """Time, arithmetic and memory of an optimizer step, beside the planned memory."""
+        config = self._config(N)
+        with variant.precision():
+            step = self._step(variant, config, patches)
+            step()  # compiles, and creates the moments
             reset_peak_memory(self.device)
-            seconds = benchmark.seconds([setting], REPEATS).get(setting)
-        if seconds is None:
-            return {"error": "out of memory"}
+            seconds = self._time(step)
         plan = planner.training_peak(
-            config, batch_size=self.images, patch_batch_size=patches, precision="bf16" if dtype == "bf16" else "no"
+            config, batch_size=self.images, patch_batch_size=patches, precision="bf16" if variant.bf16 else "no"
         )
         return {
             **self._rates(self.images, 3 * self._flops(N), seconds),
             "device_peak": peak_memory(self.device),
-            "planned_peak": plan.total - plan.weights // 2,  # a benchmark averages no weights
+            "planned_peak": plan.total - plan.weights // 2,  # no weights are averaged here
         }
+
+    def _step(self, variant: Variant, config: Config, patches: int) -> Callable[[], None]:
+        """A function that trains a model by an optimizer step on random images."""
+        diffusion, adam = variant.build(config, self.device)
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=variant.bf16)
+
+        def step() -> None:
+            x_0 = torch.randn(self.images, *diffusion.image_shape, device=self.device)
+            t = torch.randint(diffusion.timesteps, (self.images,), device=self.device)
+            list(diffusion.accumulate_gradient(x_0, t, torch.randn_like(x_0), patches, autocast=autocast))
+            adam.step()
+            adam.zero_grad(set_to_none=not variant.keeps_gradients)
+
+        return step
+
+    def loop(self) -> dict[str, Any]:
+        """Images per second of the `train` command in bf16, compiled, with cached images, after it warmed up."""
+        given = {"mixed_precision": "bf16", "compile": self.device.type == "cuda", "log_every": LOOP_STEPS // 2}
+        last = self._train("loop", LOOP_STEPS, given)[-1]
+        return {"loop_images_per_second": last["images_per_second"], "peak_memory_mib": last["peak_memory_mib"]}
+
+    def loss(self, precision: str, seed: int) -> dict[str, Any]:
+        """Training loss of the `train` command, the mean of each tenth of a short run."""
+        given = {"mixed_precision": precision, "log_every": LOSS_STEPS // 10, "seed": seed}
+        metrics = self._train(f"loss-{precision}-{seed}", LOSS_STEPS, given)
+        return {"losses": [line["loss"] for line in metrics]}
+
+    def _train(self, name: str, steps: int, given: dict[str, Any]) -> list[dict[str, Any]]:
+        """Train on a folder of drawn faces, in a process of its own; returns the lines of metrics.jsonl."""
+        faces, folder = self.folder / "runs" / "faces", RunFolder(self.folder / "runs" / name)
+        if not faces.exists():
+            faces.mkdir(parents=True)
+            source = FacesSource(*self.config.model.image_shape, seed=0)
+            for index in range(FACES):
+                source.read(index).save(faces / f"{index}.png")
+        given |= {"train_dataset_dir": str(faces), "cache_images": True, "save_and_sample_every": steps}
+        trainer = self._trainer_section(folder, steps, given)
+        shutil.rmtree(folder.root, ignore_errors=True)
+        folder.create()
+        replace(self.config, trainer=trainer).save(folder.config)
+        environment = {**os.environ, "ACCELERATE_USE_CPU": str(self.device.type == "cpu").lower()}
+        command = [sys.executable, "-m", "patch_based_ddpm.train", "--config", str(folder.config)]
+        subprocess.run(command, check=True, env=environment)
+        return [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines()]
 
     def drawing(self, images: int, patches: int | None, *, compiled: bool) -> dict[str, Any]:
         """Time, arithmetic and memory of drawing images with DPM-Solver++ in bf16, beside the planned memory."""
@@ -266,12 +296,14 @@ class Suite:
 
     def profile(self) -> dict[str, Any]:
         """Shares of a compiled bf16 training step's time: of each kind of kernel, and of the longest kernels."""
-        N, cuda = self.config.model.patch_divider, self.device.type == "cuda"
-        setting = Setting("ours", N, N * N * self.images, "bf16")
-        benchmark = Benchmark("training", {N: self.config}, self.images, self.device, compiled=cuda)
-        kind = ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU
-        with profile(activities=[kind]) as profiler:
-            benchmark.seconds([setting], 3)
+        cuda = self.device.type == "cuda"
+        variant = VARIANTS["bf16-compiled" if cuda else "bf16"]
+        step = self._step(variant, self.config, self.config.model.patch_divider**2 * self.images)
+        for _ in range(3):
+            step()
+        with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
+            step()
+            self._wait()
         time_of = "self_device_time_total" if cuda else "self_cpu_time_total"
         times = {event.key: getattr(event, time_of) for event in profiler.key_averages()}
         total = sum(times.values())
@@ -344,19 +376,6 @@ class Suite:
                 *others,
             ]
         )
-
-
-@contextlib.contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    """Let float32 matrix products and convolutions of a GPU use TensorFloat-32, or not."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if allowed else "highest")
-    torch.backends.cudnn.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def _error(found: Tensor, reference: Tensor) -> float:
