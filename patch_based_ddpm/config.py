@@ -96,6 +96,11 @@ class ModelConfig:
     halo: Annotated[StrictInt, Field(ge=0, le=2**16)] = key(
         0, "Pixels around its patch that the network also sees, so that neighbouring patches match. The paper has 0."
     )
+    grids: Annotated[StrictInt, Field(ge=1, le=4)] = key(
+        1,
+        "Grids of patches, moved by half a patch, that take turns in training and sampling, so that neighbouring "
+        "patches match; 1, 2 or 4. The paper has 1.",
+    )
     position_conditioning: StrictBool = key(True, "Tell the network where its patch lies. false: an ablation.")
     global_content_conditioning: StrictBool = key(
         True, "Show the network the whole noisy image, pooled to patch size. false: an ablation."
@@ -117,9 +122,19 @@ class ModelConfig:
         height, width = self.image_shape
         return height // self.patch_divider, width // self.patch_divider
 
+    @property
+    def positions(self) -> int:
+        """Positions that the network tells apart: one for each patch of each grid."""
+        return self.grids * self.patch_divider**2
+
     def divided(self, patch_divider: int) -> ModelConfig:
-        """The same network for another N; a whole image has no halo. Raises InputError if N does not fit the image."""
-        return dataclasses.replace(self, patch_divider=patch_divider, halo=0 if patch_divider == 1 else self.halo)
+        """The same network for another N; a whole image has one grid and no halo.
+
+        Raises:
+            InputError: N does not fit the image.
+        """
+        whole = {"halo": 0, "grids": 1} if patch_divider == 1 else {}
+        return dataclasses.replace(self, patch_divider=patch_divider, **whole)
 
     def __post_init__(self) -> None:
         levels, halvings = len(self.dim_mults), 2 ** (len(self.dim_mults) - 1)
@@ -137,6 +152,8 @@ class ModelConfig:
         rule = f"one of {', '.join(map(str, fits))}, because {sides} ({levels} levels)"
         self._require(self.patch_divider in fits, "patch_divider", rule)
         self._require(self.halo == 0 or self.patch_divider > 1, "halo", "0 where patch_divider is 1")
+        self._require(self.grids in (1, 2, 4), "grids", "1, 2 or 4")
+        self._require(self.grids == 1 or self.patch_divider > 1, "grids", "1 where patch_divider is 1")
         self._require(2 * self.halo % halvings == 0, "halo", f"a multiple of {halvings // 2} ({levels} levels)")
 
     def _require(self, holds: bool, key: str, rule: str) -> None:

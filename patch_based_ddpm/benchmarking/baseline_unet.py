@@ -31,7 +31,7 @@ class Condition(nn.Module):
         super().__init__()
         self.dim = model.dim
         self.time = nn.Linear(model.dim, model.dim)
-        self.position = nn.Linear(model.patch_divider**2, model.dim) if model.position_conditioning else None
+        self.position = nn.Linear(model.positions, model.dim) if model.position_conditioning else None
         self.join = nn.Linear(2 * model.dim if model.position_conditioning else model.dim, 4 * model.dim)
 
     def forward(self, t: Tensor, position: Tensor) -> Tensor:

@@ -323,7 +323,7 @@ class Suite:
         h, w = (side + 2 * model.halo for side in model.patch_shape)
         with FakeTensorMode(), torch.no_grad(), FlopCounterMode(display=False) as counter:
             patch = torch.zeros(1, model.channels, h, w)
-            UNet.from_config(model)(patch, patch, torch.zeros(1, N * N), torch.zeros(1, dtype=torch.int64))
+            UNet.from_config(model)(patch, patch, torch.zeros(1, model.positions), torch.zeros(1, dtype=torch.int64))
         return counter.get_total_flops() * N * N
 
     def _rates(self, images: int, flops: float, seconds: list[float]) -> dict[str, Any]:

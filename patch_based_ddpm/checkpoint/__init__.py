@@ -10,6 +10,7 @@ import dataclasses
 import os
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,15 +129,15 @@ def _without_wrappers(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]
     return {re.sub(r"(^|\.)((module|_orig_mod)\.)+", r"\1", name): values for name, values in state.items()}
 
 
-def check_same_model(path: PathLike, saved: Config, wanted: Config, *, but: str = "") -> None:
+def check_same_model(path: PathLike, saved: Config, wanted: Config, *, but: Sequence[str] = ()) -> None:
     """Refuse a config whose `model` or `diffusion` differs from a checkpoint's, because the weights might still fit.
 
-    The key `but` may differ.
+    The keys in `but` may differ.
     """
     for section in ("model", "diffusion"):
         given = dataclasses.asdict(getattr(wanted, section))
         for key, found in dataclasses.asdict(getattr(saved, section)).items():
-            if given[key] != found and key != but:
+            if given[key] != found and key not in but:
                 raise InputError(
                     f"{path}: was trained with {section}.{key} {found}, but the configuration says {given[key]}."
                 )

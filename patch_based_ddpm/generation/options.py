@@ -39,6 +39,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--eta", type=float, default=default.eta, help=eta)
     add("--order", type=int, choices=orders, help=f"order of the sampler (default: {order})")
     add("--spacing", choices=tuple(timesteps.SPACINGS), help=f"how timesteps are spread (default: trailing{logsnr})")
+    blend = "share of the steps, the last ones, that blend the grids of a model with several "
+    blend += f"(default: {default.resolve(T=2, grids=2).blend:g})"
+    add("--blend", type=float, metavar="SHARE", help=blend)
     add(
         "--weights",
         choices=("ema", "model"),
@@ -51,7 +54,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def sampler_config(args: argparse.Namespace) -> SamplerConfig:
     """The sampler of the flags; an `InputError` if they contradict one another."""
-    return SamplerConfig(name=args.sampler, steps=args.steps, eta=args.eta, order=args.order, spacing=args.spacing)
+    return SamplerConfig(
+        name=args.sampler, steps=args.steps, eta=args.eta, order=args.order, spacing=args.spacing, blend=args.blend
+    )
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -70,10 +75,10 @@ def load_model(args: argparse.Namespace, accelerator: Accelerator, images: int) 
     sampler = sampler_config(args)
     config = None if args.config is None else Config.load(args.config)
     if config is not None:
-        sampler.resolve(config.diffusion.timesteps)  # before the weights are read
+        sampler.resolve(config.diffusion.timesteps, config.model.grids)  # before the weights are read
     dtype, device = command_line.DTYPES[args.dtype], accelerator.device
     diffusion = checkpoint.load_diffusion(args.ckpt, config=config, weights=args.weights, device=device, dtype=dtype)
-    sampler.resolve(diffusion.timesteps)
+    sampler.resolve(diffusion.timesteps, diffusion.grids)
     if args.compile:
         diffusion.unet.compile(**command_line.compile_options(device, sampling=True))
         diffusion.patch_batching.padded = True  # passes of one shape: compiled once
@@ -115,7 +120,7 @@ def draw_batch(
 def origin(diffusion: GaussianDiffusion, args: argparse.Namespace) -> dict[str, Any]:
     """JSON data of all that an image depends on, except its seed and the flags that change only speed or memory."""
     config = diffusion.config.to_dict()
-    sampler = asdict(sampler_config(args).resolve(diffusion.timesteps))
+    sampler = asdict(sampler_config(args).resolve(diffusion.timesteps, diffusion.grids))
     return {
         "sampler": sampler.pop("name"),
         **{name: value for name, value in sampler.items() if value is not None},

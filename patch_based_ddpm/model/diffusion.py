@@ -4,12 +4,13 @@ The patches of a step interact only through the noisy image, so any number of th
 `patch_batch_size` gives the same prediction and the same gradient.
 
 Symbols: `x_0` image, `x_t` noisy image, `eps` noise, `t` timestep in [0, T).
-Shapes: `b` images, `n` patches in the pass, `c` channels, `H W` image, `h w` patch, `N` patches a side, `k` halo.
+Shapes: `b` images, `n` patches in the pass, `c` channels, `H W` image, `h w` patch, `N` patches a side, `k` halo,
+`G` grids.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 
 import torch
@@ -18,9 +19,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from patch_based_ddpm.config import Config
+from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.model import schedule
 from patch_based_ddpm.model.patch_batching import PatchBatching
-from patch_based_ddpm.model.patches import PatchBatch, crop, gather, global_content, pad, patch_batch, scatter
+from patch_based_ddpm.model.patches import (
+    PatchBatch,
+    blend_weights,
+    crop,
+    gather,
+    global_content,
+    pad,
+    patch_batch,
+    scatter,
+)
 from patch_based_ddpm.model.unet import UNet
 
 # Called with reduction="none".
@@ -44,6 +55,7 @@ class GaussianDiffusion(nn.Module):
         self.config = config
         self.patch_divider = config.model.patch_divider
         self.halo = config.model.halo
+        self.grids = config.model.grids
         self.timesteps = config.diffusion.timesteps
         self.patch_batching = PatchBatching()
         alpha_bar = self.exact_alpha_bar
@@ -75,34 +87,45 @@ class GaussianDiffusion(nn.Module):
         """alpha_bar, (T,) float64 on the CPU: float32 loses the digits of differences such as 1 - alpha_bar."""
         return schedule.alpha_bars(schedule.cosine_betas(self.timesteps))
 
-    def predict(self, x_t: Tensor, t: Tensor, patch_batch_size: int | None = None) -> Tensor:
+    def predict(
+        self, x_t: Tensor, t: Tensor, patch_batch_size: int | None = None, grids: Sequence[int] = (0,)
+    ) -> Tensor:
         """Run the network over all patches of noisy images.
 
         Args:
             x_t: (b, c, H, W) noisy images.
             t: (b,) int64 timesteps in [0, T).
             patch_batch_size: patches per forward pass, counted over all images; None: all at once.
+            grids: the grids of patches, in [0, G) each. Of several, the predictions are blended, see `blend_weights`.
 
         Returns:
             (b, c, H, W) float32: noise, x_0 or v, depending on `diffusion.objective` of the config.
 
         Raises:
-            InputError: `patch_batch_size` is less than 1.
+            InputError: `patch_batch_size` is less than 1, or the model has no such grid.
         """
+        for number in grids:
+            if not 0 <= number < self.grids:
+                raise InputError(f"the grid is {number}; this model has {self.grids}, numbered from 0.")
         content = global_content(x_t, self.patch_divider, self.halo)  # (b, c, h + 2k, w + 2k)
         padded = pad(x_t, self.halo)  # (b, c, H + 2k, W + 2k)
-        prediction = torch.empty_like(x_t, dtype=torch.float32)  # (b, c, H, W)
-        start, total = 0, self.patch_divider**2 * len(x_t)
-        while start < total:
-            size = self.patch_batching.size(total, patch_batch_size)
-            patch_indices = self.patch_batching.indices(start, size, total, x_t.device)
-            with suppress(torch.OutOfMemoryError):
-                inputs = (padded, content, t, self.patch_divider, patch_indices, self.halo)
-                patches = self._denoise(patch_batch(*inputs))  # (n, c, h, w)
-                scatter(prediction, self.patch_divider, patch_indices, patches)
-                start += size
-                continue
-            self.patch_batching.shrink(size)  # here the error no longer holds tensors
+        blended = len(grids) > 1
+        prediction = torch.zeros_like(x_t, dtype=torch.float32)  # (b, c, H, W)
+        weights = blend_weights(*self.config.model.patch_shape, grids, x_t.device) if blended else None  # (g, h, w)
+        for i, number in enumerate(grids):
+            grid = torch.full_like(t, number) if number else None  # (b,)
+            start, total = 0, self.patch_divider**2 * len(x_t)
+            while start < total:
+                size = self.patch_batching.size(total, patch_batch_size)
+                patch_indices = self.patch_batching.indices(start, size, total, x_t.device)
+                with suppress(torch.OutOfMemoryError):
+                    inputs = (padded, content, t, self.patch_divider, patch_indices, self.halo, grid, self.grids)
+                    patches = self._denoise(patch_batch(*inputs))  # (n, c, h, w)
+                    patches = patches * weights[i] if blended else patches
+                    scatter(prediction, self.patch_divider, patch_indices, patches, grid, add=blended)
+                    start += size
+                    continue
+                self.patch_batching.shrink(size)  # here the error no longer holds tensors
         return prediction
 
     def _denoise(self, batch: PatchBatch) -> Tensor:
@@ -126,7 +149,9 @@ class GaussianDiffusion(nn.Module):
         """
         return extract(self.sqrt_alpha_bar, t) * x_0 + extract(self.sqrt_one_minus_alpha_bar, t) * noise
 
-    def predict_x_0(self, x_t: Tensor, t: Tensor, patch_batch_size: int | None = None) -> Tensor:
+    def predict_x_0(
+        self, x_t: Tensor, t: Tensor, patch_batch_size: int | None = None, grids: Sequence[int] = (0,)
+    ) -> Tensor:
         """Predict x_0, clipped to [-1, 1].
 
         pred_noise: x_0 = (x_t - sqrt(1 - alpha_bar_t) eps) / sqrt(alpha_bar_t)    DDPM eq. 15
@@ -137,7 +162,7 @@ class GaussianDiffusion(nn.Module):
         Returns:
             (b, c, H, W) in [-1, 1]; NaN where the prediction is not finite (clipping would hide an infinity).
         """
-        prediction = self.predict(x_t, t, patch_batch_size)
+        prediction = self.predict(x_t, t, patch_batch_size, grids)
         signal, noise = extract(self.sqrt_alpha_bar, t), extract(self.sqrt_one_minus_alpha_bar, t)
         match self.config.diffusion.objective:
             case "pred_noise":
@@ -149,7 +174,7 @@ class GaussianDiffusion(nn.Module):
         return x_0.clamp(-1, 1).masked_fill(~prediction.isfinite(), torch.nan)
 
     def p_mean_variance(
-        self, x_t: Tensor, t: Tensor, patch_batch_size: int | None = None
+        self, x_t: Tensor, t: Tensor, patch_batch_size: int | None = None, grids: Sequence[int] = (0,)
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The reverse step p(x_{t-1} | x_t), as the posterior q(x_{t-1} | x_t, x_0) at the predicted, clipped x_0.
 
@@ -160,7 +185,7 @@ class GaussianDiffusion(nn.Module):
 
         Source: DDPM eq. 6 and 7.
         """
-        x_0 = self.predict_x_0(x_t, t, patch_batch_size)
+        x_0 = self.predict_x_0(x_t, t, patch_batch_size, grids)
         mean = extract(self.posterior_x_0, t) * x_0 + extract(self.posterior_x_t, t) * x_t
         return mean, extract(self.posterior_variance, t), extract(self.posterior_log_variance, t)
 
@@ -175,11 +200,12 @@ class GaussianDiffusion(nn.Module):
                 return extract(self.sqrt_alpha_bar, t) * noise - extract(self.sqrt_one_minus_alpha_bar, t) * x_0
 
     def training_batches(
-        self, x_0: Tensor, t: Tensor, noise: Tensor, patch_batch_size: int | None
+        self, x_0: Tensor, t: Tensor, noise: Tensor, patch_batch_size: int | None, grid: Tensor | None = None
     ) -> Iterator[tuple[PatchBatch, Tensor]]:
         """Diffuse images once, then iterate over their patches, a few at a time; each patch comes exactly once.
 
-        Args: see `q_sample` and `predict`.
+        Args: see `q_sample` and `predict`, and
+            grid: (b,) int64 in [0, G), the grid of each image; None: 0.
 
         Yields:
             The network's inputs, and its target (n, c, h, w). If passes are padded, the inputs are more: they repeat
@@ -192,8 +218,8 @@ class GaussianDiffusion(nn.Module):
         size = self.patch_batching.size(total, patch_batch_size)
         for start in range(0, total, size):
             patch_indices = self.patch_batching.indices(start, size, total, x_0.device)
-            inputs = patch_batch(x_t, content, t, self.patch_divider, patch_indices, self.halo)
-            yield inputs, gather(target, self.patch_divider, patch_indices[: total - start])
+            inputs = patch_batch(x_t, content, t, self.patch_divider, patch_indices, self.halo, grid, self.grids)
+            yield inputs, gather(target, self.patch_divider, patch_indices[: total - start], grid=grid)
 
     def patch_losses(self, inputs: PatchBatch, target: Tensor) -> Tensor:
         """The mean loss over the pixels of each patch, (n,). Its mean over all patches is the loss of the images."""
@@ -208,6 +234,7 @@ class GaussianDiffusion(nn.Module):
         noise: Tensor,
         patch_batch_size: int | None,
         *,
+        grid: Tensor | None = None,
         micro_batches: int = 1,
         autocast: AbstractContextManager = nullcontext(),  # noqa: B008 - it has no state
         backward: Callable[[Tensor], None] = Tensor.backward,
@@ -220,6 +247,7 @@ class GaussianDiffusion(nn.Module):
             t: (b,) int64 in [0, T).
             noise: (b, c, H, W) standard normal.
             patch_batch_size: see `predict`.
+            grid: see `training_batches`.
             micro_batches: how many batches of images share an optimizer step; each gradient is divided by it.
             autocast: opened around each forward pass.
             backward: runs the backward pass of a scalar loss.
@@ -229,7 +257,7 @@ class GaussianDiffusion(nn.Module):
             After each pass, the loss of each of its patches, (n,), detached.
         """
         patches, done = self.patch_divider**2 * len(x_0), 0
-        for inputs, target in self.training_batches(x_0, t, noise, patch_batch_size):
+        for inputs, target in self.training_batches(x_0, t, noise, patch_batch_size, grid):
             done += len(target)
             with nullcontext() if done == patches else no_sync():
                 with autocast:
@@ -237,13 +265,16 @@ class GaussianDiffusion(nn.Module):
                 backward(losses.sum() / (patches * micro_batches))
             yield losses.detach()
 
-    def loss(self, x_0: Tensor, t: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+    def loss(
+        self, x_0: Tensor, t: Tensor | None = None, noise: Tensor | None = None, grid: Tensor | None = None
+    ) -> Tensor:
         """The training loss of whole images, all patches at once: a scalar, the mean over all pixels.
 
         Args:
             x_0: (b, c, H, W) in [-1, 1].
             t: (b,) int64 in [0, T); None draws it uniformly.
             noise: (b, c, H, W); None draws it.
+            grid: (b,) int64 in [0, G); None draws it uniformly.
 
         Source: DDPM eq. 14, with the configured distance.
         """
@@ -251,7 +282,9 @@ class GaussianDiffusion(nn.Module):
             t = torch.randint(self.timesteps, x_0.shape[:1], device=x_0.device)
         if noise is None:
             noise = torch.randn_like(x_0)
-        ((inputs, target),) = self.training_batches(x_0, t, noise, patch_batch_size=None)
+        if grid is None and self.grids > 1:
+            grid = torch.randint(self.grids, x_0.shape[:1], device=x_0.device)
+        ((inputs, target),) = self.training_batches(x_0, t, noise, None, grid)
         return self.patch_losses(inputs, target).mean()
 
 

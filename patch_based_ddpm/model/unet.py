@@ -2,7 +2,7 @@
 
 It sees patches only: `patches.py` prepares its inputs, `diffusion.py` calls it.
 
-Shapes: `n` patches in the pass, `c` image channels, `h w` patch, `N` patches a side, `d` dim, `m` dim_mults.
+Shapes: `n` patches in the pass, `c` image channels, `h w` patch, `N` patches a side, `G` grids, `d` dim, `m` dim_mults.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Condition(nn.Module):
         dim, positioned = model.dim, model.position_conditioning
         self.sinusoid = SinusoidalEmbedding(dim)
         self.time = nn.Linear(dim, dim)
-        self.position = nn.Linear(model.patch_divider**2, dim) if positioned else None
+        self.position = nn.Linear(model.positions, dim) if positioned else None
         self.join = nn.Linear(2 * dim if positioned else dim, 4 * dim)
 
     def forward(self, t: Tensor, position: Tensor) -> Tensor:
-        """Map `t` (n,) int64 and `position` (n, N*N) to (n, 4d), after SiLU, as residual blocks expect it."""
+        """Map `t` (n,) int64 and `position` (n, G*N*N) to (n, 4d), after SiLU, as residual blocks expect it."""
         dtype = self.time.weight.dtype
         features = F.gelu(self.time(self.sinusoid(t).to(dtype)))  # (n, d)
         if self.position is not None:

@@ -51,8 +51,8 @@ class _LastStep(GaussianDiffusion):
         self.runs = True
         yield last
 
-    def predict(self, x_t: Tensor, t: Tensor, patch_batch_size: int | None = None) -> Tensor:
-        return super().predict(x_t, t, patch_batch_size) if self.runs else torch.empty_like(x_t)
+    def predict(self, x_t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return super().predict(x_t, *args, **kwargs) if self.runs else torch.empty_like(x_t)
 
 
 def sampling_peak(
@@ -113,8 +113,10 @@ def training_peak(
         with LiveMemory(nn.ModuleList([diffusion, averaged]), optimizer) as memory:
             x_0 = torch.zeros(batch_size, *diffusion.image_shape)
             t = torch.zeros(batch_size, dtype=torch.int64)
+            grid = torch.zeros_like(t) if diffusion.grids > 1 else None
             autocast = torch.autocast("cpu", DTYPES.get(precision), enabled=precision in DTYPES)
-            passes = diffusion.accumulate_gradient(x_0, t, torch.zeros_like(x_0), patch_batch_size, autocast=autocast)
+            batch = (x_0, t, torch.zeros_like(x_0), patch_batch_size)
+            passes = diffusion.accumulate_gradient(*batch, grid=grid, autocast=autocast)
             _losses = [losses for _, losses in zip(range(PASSES), passes)]
             optimizer.step()
     return memory.peak()

@@ -6,6 +6,7 @@ Symbols: `x_T` pure noise, `x_t` noisy image, `x_0` image, `z` noise, `t` timest
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -23,6 +24,7 @@ Noise = Callable[[], Tensor]
 Progress = Callable[[list[int]], Iterable[int]]
 Observe = Callable[[int, Tensor, Tensor], None]
 
+DEFAULT_BLEND = 0.1
 SAMPLERS: dict[str, Sampler] = {}  # by name; `samplers/__init__.py` fills it
 
 
@@ -50,6 +52,8 @@ class SamplerConfig:
         eta: noise added at each step: for "ddim" from 0, none, to 1, as much as "ddpm"; for "dpm-solver++" 0 or 1.
         order: of "dpm-solver++", 1, 2 or 3.
         spacing: of the timesteps, "trailing" or "logsnr", see `timesteps`; the default depends on their number.
+        blend: share of the steps, in [0, 1], the last ones, in which the predictions of all grids are blended; for
+            models with more than one grid. In the steps before, the grids take turns.
     """
 
     name: str = "ddpm"
@@ -57,6 +61,7 @@ class SamplerConfig:
     eta: float = 0.0
     order: int | None = None
     spacing: str | None = None
+    blend: float | None = None
 
     def __post_init__(self) -> None:
         if self.name not in SAMPLERS:
@@ -69,10 +74,12 @@ class SamplerConfig:
             raise InputError(f"order is {self.order}; it must be one of {', '.join(map(str, orders))}.")
         if self.spacing is not None and self.spacing not in timesteps.SPACINGS:
             raise InputError(f'the spacing is "{self.spacing}"; it must be one of {", ".join(timesteps.SPACINGS)}.')
+        if self.blend is not None and not 0 <= self.blend <= 1:
+            raise InputError(f"blend is {self.blend}; it must lie in [0, 1].")
         SAMPLERS[self.name].check(self)
 
-    def resolve(self, T: int) -> SamplerConfig:
-        """Fill in the defaults for a model of T timesteps; an `InputError` if T is too small.
+    def resolve(self, T: int, grids: int = 1) -> SamplerConfig:
+        """Fill in the defaults for a model of T timesteps; an `InputError` if the options do not go with it.
 
         Third order with noise becomes second in few steps, see `Sampler.fewest_noisy_third_order_steps`.
         """
@@ -87,7 +94,10 @@ class SamplerConfig:
         order = sampler.default_order if self.order is None else self.order
         if (order, self.eta) == (3, 1) and steps < sampler.fewest_noisy_third_order_steps:
             order = 2
-        return replace(self, steps=steps, order=order, spacing=self.spacing or spacing)
+        if self.blend is not None and grids == 1:
+            raise InputError(f"blend is {self.blend}; it goes with models of several grids, and this one has 1.")
+        blend = DEFAULT_BLEND if self.blend is None and grids > 1 else self.blend
+        return replace(self, steps=steps, order=order, spacing=self.spacing or spacing, blend=blend)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +147,7 @@ class Sampler:
             patch_batch_size: patches per forward pass, counted over all images; None: all.
             progress: wraps the list of timesteps, to show a progress bar.
             observe: is called with (t, x_t, predicted x_0) at every timestep visited.
-            options: `steps`, `eta`, `order`, `spacing`, see `SamplerConfig`.
+            options: `steps`, `eta`, `order`, `spacing`, `blend`, see `SamplerConfig`.
 
         Returns:
             x_0, (b, c, H, W) in [-1, 1].
@@ -145,7 +155,7 @@ class Sampler:
         Raises:
             InputError: the sampler does not take these options, or x_T or z has another shape.
         """
-        config = SamplerConfig(name=self.name, **options).resolve(diffusion.timesteps)
+        config = SamplerConfig(name=self.name, **options).resolve(diffusion.timesteps, diffusion.grids)
         if x_T.shape[1:] != diffusion.image_shape:
             wanted = ", ".join(map(str, diffusion.image_shape))
             raise InputError(f"x_T has the shape {tuple(x_T.shape)}; for this model it must be (b, {wanted}).")
@@ -155,9 +165,12 @@ class Sampler:
         x_t = x_T.to(torch.promote_types(x_T.dtype, torch.float32))
         a, b, c = (None if each is None else each.to(x_t) for each in self.coefficients(alpha_bar[visited], config))
         x_0s: list[Tensor] = []  # the latest first
+        all_grids = range(diffusion.grids)
+        first_blended = len(visited) - math.ceil(round(len(visited) * (config.blend or 0), 6))
         for i, step in enumerate(progress(visited)):
             t = torch.full(x_t.shape[:1], step, device=x_t.device, dtype=torch.int64)
-            x_0s = [diffusion.predict_x_0(x_t, t, patch_batch_size), *x_0s]
+            grids = all_grids if i >= first_blended else (i % diffusion.grids,)
+            x_0s = [diffusion.predict_x_0(x_t, t, patch_batch_size, grids), *x_0s]
             if observe is not None:
                 observe(step, x_t, x_0s[0])
             x_t = a[i] * x_t + reduce(add, (weight * x_0 for weight, x_0 in zip(b[i], x_0s)))

@@ -117,6 +117,8 @@ class TrainingStep:
         random = generator(*names, device=x_0.device)
         t = torch.randint(self.diffusion.timesteps, x_0.shape[:1], generator=random, device=x_0.device)  # (b,)
         noise = torch.randn(x_0.shape, generator=random, device=x_0.device)  # (b, c, H, W)
+        grids = self.diffusion.grids
+        grid = torch.randint(grids, t.shape, generator=random, device=t.device) if grids > 1 else None  # (b,)
 
         accumulate = self.config.gradient_accumulate_every
         no_sync = functools.partial(self.accelerator.no_sync, self.diffusion.unet)
@@ -127,6 +129,7 @@ class TrainingStep:
                 t,
                 noise,
                 self.config.patch_batch_size,
+                grid=grid,
                 micro_batches=accumulate,
                 backward=functools.partial(self._backward_pass, x_0),
                 no_sync=no_sync,

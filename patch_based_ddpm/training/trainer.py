@@ -25,6 +25,7 @@ from patch_based_ddpm.data.dataset import Pixels, micro_batches
 from patch_based_ddpm.data.sources import Source
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.model.diffusion import GaussianDiffusion
+from patch_based_ddpm.model.patches import inherited_positions
 from patch_based_ddpm.model.unet import UNet
 from patch_based_ddpm.planning.live_memory import MIB, peak_memory, reset_peak_memory
 from patch_based_ddpm.samplers import SamplerConfig
@@ -33,6 +34,7 @@ from patch_based_ddpm.training.run_folder import RunFolder, report_unwritten
 from patch_based_ddpm.training.step import StepResult, TrainingStep
 from patch_based_ddpm.training.tracking import Tracker, TrainingMetrics
 
+POSITIONS = "condition.position.weight"  # (d, G*N*N)
 MAX_FAILED_SAVES = 3  # in a row
 
 
@@ -50,7 +52,7 @@ def preview_sampler(config: Config) -> SamplerConfig:
             eta=trainer.preview_eta,
             order=trainer.preview_order,
         )
-        return sampler.resolve(config.diffusion.timesteps)
+        return sampler.resolve(config.diffusion.timesteps, config.model.grids)
     except InputError as error:
         raise InputError(f"trainer.preview_sampler and its options: {error}") from None
 
@@ -256,18 +258,25 @@ class Trainer:
         """
         saved, optimizer = state["config"], state["optimizer"]
         if saved is not None:
-            # A network trained with another halo soon adapts.
-            checkpoint.check_same_model(path, saved, self.config, but="halo")
+            # A network trained with another halo, or without shifted grids, soon adapts.
+            checkpoint.check_same_model(path, saved, self.config, but=("halo", "grids"))
         if type(state["step"]) is not int or not optimizer:
             raise InputError(f"{path}: holds no step and optimizer state; it can be sampled from, but not continued.")
-        checkpoint.load_weights(self.unet, state["model"], f"{path} (model)")
-        checkpoint.load_weights(self.ema.ema_model, state["ema"], f"{path} (ema)")
+        grids, saved_grids = self.config.model.grids, 1 if saved is None else saved.model.grids
+        inherited = inherited_positions(self.config.model.patch_divider, saved_grids, grids)
+        names = [name for name, _ in self.unet.named_parameters()]
+        for key, module in {"model": self.unet, "ema": self.ema.ema_model}.items():
+            if POSITIONS in state[key] and grids != saved_grids:
+                state[key][POSITIONS] = state[key][POSITIONS] @ inherited
+            checkpoint.load_weights(module, state[key], f"{path} ({key})")
         try:
             if saved is None:
-                names = [name for name, _ in self.unet.named_parameters()]
                 optimizer = published.translate_optimizer(optimizer, state["published_model"], names)
+            if POSITIONS in names and grids != saved_grids:
+                moments = optimizer["state"][names.index(POSITIONS)]
+                moments |= {key: moments[key] @ inherited for key in ("exp_avg", "exp_avg_sq")}
             self.training_step.load_optimizer(optimizer)
-        except (LookupError, TypeError, ValueError, AttributeError):
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
             raise InputError(
                 f"{path}: the optimizer state does not fit the configuration's model; it must be Adam's, with moments "
                 "of the same shapes as the parameters."
@@ -281,6 +290,10 @@ class Trainer:
         if halo != saved_halo:
             self.accelerator.print(
                 f"{path}: was trained with a halo of {saved_halo} pixels; training continues with one of {halo}."
+            )
+        if grids != saved_grids:
+            self.accelerator.print(
+                f"{path}: was trained with {saved_grids} grid(s) of patches; training continues with {grids}."
             )
 
     def preview(self) -> None:

@@ -39,12 +39,14 @@ class PerfectDenoiser(nn.Module):
 class Oracle:
     """A diffusion model of its own schedule, unclipped and in float64, whose pixels share one mean."""
 
+    grids = 1
+
     def __init__(self, alpha_bar, mean, spread, image_shape=(1, 8, 8)):
         self.exact_alpha_bar = torch.as_tensor(alpha_bar, dtype=torch.float64)
         self.timesteps, self.mean, self.spread = len(alpha_bar), mean, spread
         self.image_shape = image_shape
 
-    def predict_x_0(self, x_t, t, patch_batch_size):
+    def predict_x_0(self, x_t, t, patch_batch_size, grids):
         a = self.exact_alpha_bar[t[0]]
         return self.mean + self.spread**2 * a.sqrt() / self.variance(a) * (x_t - a.sqrt() * self.mean)
 
@@ -62,12 +64,16 @@ class Oracle:
 class Mixture:
     """A diffusion model in float64 of images that are N(mean, spread^2) around one of several means, (k, c, H, W)."""
 
+    grids = 1
+
+    grids = 1
+
     def __init__(self, alpha_bar, means, spread):
         self.exact_alpha_bar = torch.as_tensor(alpha_bar, dtype=torch.float64)
         self.timesteps, self.means, self.spread = len(alpha_bar), means, spread
         self.image_shape = means.shape[1:]
 
-    def predict_x_0(self, x_t, t, patch_batch_size):
+    def predict_x_0(self, x_t, t, patch_batch_size, grids):
         a = self.exact_alpha_bar[t[0]]
         variance = a * self.spread**2 + 1 - a
         residual = x_t - a.sqrt() * self.means[:, None]  # (k, b, c, H, W)
