@@ -19,8 +19,9 @@ from patch_based_ddpm.samplers.ddim import ddim
 from patch_based_ddpm.samplers.ddpm import ddpm
 from patch_based_ddpm.samplers.dpm_solver_pp import dpm_solver_pp
 from patch_based_ddpm.samplers.sampler import SAMPLERS, Observe, Progress, SamplerConfig
+from patch_based_ddpm.samplers.unipc import unipc
 
-SAMPLERS.update({sampler.name: sampler for sampler in (ddpm, ddim, dpm_solver_pp)})
+SAMPLERS.update({sampler.name: sampler for sampler in (ddpm, ddim, dpm_solver_pp, unipc)})
 SEED_LIMIT = 2**32  # PyTorch's CPU generator keeps 32 bits of a seed
 
 

@@ -35,11 +35,14 @@ class Coefficients(NamedTuple):
         x_t: a, (S,).
         x_0: b, (S, order), the latest prediction first; 0 for predictions before the first step.
         noise: c, (S,); None: the sampler draws no noise.
+        corrector: (S,) and (S, order); None: the sampler corrects nothing. Once x_0 at t is known, x_t is replaced by
+            the same sum, of the corrected x at the step before and of the x_0; not in the first step.
     """
 
     x_t: Tensor
     x_0: Tensor
     noise: Tensor | None
+    corrector: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +166,11 @@ class Sampler:
         visited = timesteps.SPACINGS[config.spacing](alpha_bar, config.steps)
         # In half precision, the error of the coefficients adds up to as much as 0.1 over 1000 steps.
         x_t = x_T.to(torch.promote_types(x_T.dtype, torch.float32))
-        a, b, c = (None if each is None else each.to(x_t) for each in self.coefficients(alpha_bar[visited], config))
+        a, b, c, corrector = self.coefficients(alpha_bar[visited], config)
+        a, b, c = (None if each is None else each.to(x_t) for each in (a, b, c))
+        corrector = None if corrector is None else [each.to(x_t) for each in corrector]
         x_0s: list[Tensor] = []  # the latest first
+        corrected = x_t
         all_grids = range(diffusion.grids)
         first_blended = len(visited) - math.ceil(round(len(visited) * (config.blend or 0), 6))
         for i, step in enumerate(progress(visited)):
@@ -173,11 +179,20 @@ class Sampler:
             x_0s = [diffusion.predict_x_0(x_t, t, patch_batch_size, grids), *x_0s]
             if observe is not None:
                 observe(step, x_t, x_0s[0])
-            x_t = a[i] * x_t + reduce(add, (weight * x_0 for weight, x_0 in zip(b[i], x_0s)))
+            if corrector is not None:
+                if i > 0:
+                    x_t = _combine(corrector[0][i], corrected, corrector[1][i], x_0s)
+                corrected = x_t
+            x_t = _combine(a[i], x_t, b[i], x_0s)
             if c is not None and i + 1 < len(visited):
                 x_t = x_t + c[i] * _draw_noise(x_t, noise, generator)
             x_0s = x_0s[: b.shape[1] - 1]
         return x_t
+
+
+def _combine(a: Tensor, x: Tensor, b: Tensor, x_0s: list[Tensor]) -> Tensor:
+    """a x + sum_k b_k x_0(k steps ago)."""
+    return a * x + reduce(add, (weight * x_0 for weight, x_0 in zip(b, x_0s)))
 
 
 def _draw_noise(x_t: Tensor, noise: Noise | None, generator: torch.Generator | None) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from patch_based_ddpm.model import schedule
-from patch_based_ddpm.samplers import SAMPLERS, SamplerConfig, ddim, dpm_solver_pp
+from patch_based_ddpm.samplers import SAMPLERS, SamplerConfig, ddim, dpm_solver_pp, unipc
 from support.oracles import Oracle
 
 
@@ -39,6 +39,51 @@ def test_ddim_is_of_first_order():
     oracles = [Oracle(even(s, 4), mean=0.1, spread=0.2) for s in steps]
     errors = [(ddim(o, x_T, steps=o.timesteps) - o.flow(x_T)).abs().max() for o in oracles]
     assert 0.7 < slope(errors, steps) < 1.3, errors
+
+
+def test_unipc_is_of_third_order():
+    """A corrector raises the order of its predictor by one."""
+    x_T = torch.randn(1, 1, 8, 8, dtype=torch.float64)
+    steps = (40, 80, 160, 320)
+    oracles = [Oracle(even(s, 4), mean=0.1, spread=0.2) for s in steps]
+    errors = [(unipc(o, x_T, steps=o.timesteps) - o.flow(x_T)).abs().max() for o in oracles]
+    assert 2.7 < slope(errors, steps) < 3.7, errors
+
+
+def unipc_weights(lambdas, alpha, r, order, known):
+    """Weights of x_0 at s, t and r in a step of UniPC with B_2(h), by solving the paper's system R rho = b.
+
+    `known`: the prediction at s is known, so that the step is corrected.
+    """
+    h = lambdas[1] - lambdas[0]
+    B = math.expm1(-h)
+    nodes = [(r - lambdas[0]) / h] * (order == 2) + [1.0] * known
+    phi, b = math.expm1(-h), []
+    for k in range(1, len(nodes) + 1):
+        phi = phi / -h - 1 / math.factorial(k)
+        b.append(phi * math.factorial(k) / B)
+    R = torch.tensor([[node**k for node in nodes] for k in range(len(nodes))], dtype=torch.float64)
+    rho = torch.linalg.solve(R, torch.tensor(b, dtype=torch.float64)).tolist() if nodes else []
+    if len(nodes) == 1:
+        rho = [0.5]  # the paper's choice
+    weights = {"s": 0.0, "t": -alpha * B, "r": 0.0}
+    for place, node, share in zip(("r",) * (order == 2) + ("s",), nodes, rho):
+        weights[place] -= alpha * B * share / node
+        weights["t"] += alpha * B * share / node
+    return list(weights.values())
+
+
+def test_unipc_solves_the_papers_system():
+    lambdas = [-3.0, -1.7, -1.2, 0.4, 1.1]
+    alpha_bar = torch.sigmoid(2 * torch.tensor(lambdas, dtype=torch.float64))
+    found = coefficients(alpha_bar, "unipc")
+    for i in range(4):
+        step = (lambdas[i : i + 2], alpha_bar[i + 1].sqrt().item(), lambdas[max(i - 1, 0)], 1 if i == 0 else 2)
+        predicted, corrected = (unipc_weights(*step, known=known) for known in (False, True))
+        assert found.x_0[i].tolist() == pytest.approx([*predicted[1:], 0.0])
+        assert found.corrector[1][i + 1].tolist() == pytest.approx(corrected)
+        ratio = ((1 - alpha_bar[i + 1]) / (1 - alpha_bar[i])).sqrt().item()
+        assert found.x_t[i].item() == found.corrector[0][i + 1].item() == pytest.approx(ratio)
 
 
 def moments(oracle, order, steps):
@@ -121,12 +166,13 @@ def test_the_last_step_is_x_0_itself(count):
     alpha_bar = schedule.alpha_bars(schedule.cosine_betas(1000))[torch.linspace(999, 0, count).long()]
     rows = [coefficients(alpha_bar, "ddpm"), *(coefficients(alpha_bar, "ddim", eta=eta) for eta in (0.0, 1.0))]
     rows += [coefficients(alpha_bar, "dpm-solver++", order=order, eta=eta) for order in (1, 2, 3) for eta in (0, 1)]
+    rows.append(coefficients(alpha_bar, "unipc"))
     for found in rows:
         assert len(found.x_t) == len(found.x_0) == count
         assert found.x_t[-1] == 0
         assert found.x_0[-1].tolist() == [1.0, 0.0, 0.0][: found.x_0.shape[1]]
         assert found.noise is None or found.noise[-1] == 0
-        assert all(values is None or values.isfinite().all() for values in found)
+        assert all(values is None or values.isfinite().all() for values in (*found[:3], *(found.corrector or ())))
 
 
 @pytest.mark.parametrize("speed", [1, 2])

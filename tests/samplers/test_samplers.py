@@ -11,7 +11,7 @@ from patch_based_ddpm import GaussianDiffusion
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.generation.options import add_flags, sampler_config
 from patch_based_ddpm.randomness import ImageNoise
-from patch_based_ddpm.samplers import SAMPLERS, SamplerConfig, ddim, ddpm, dpm_solver_pp, draw, timesteps
+from patch_based_ddpm.samplers import SAMPLERS, SamplerConfig, ddim, ddpm, dpm_solver_pp, draw, timesteps, unipc
 from patch_based_ddpm.samplers.sampler import Coefficients, Sampler
 from support.oracles import Mixture, Oracle, PerfectDenoiser, alpha_bars
 
@@ -395,13 +395,15 @@ def test_default_steps(make_diffusion):
 @pytest.mark.parametrize(
     ("sampler", "options", "words"),
     [
-        ("unknown", {}, 'the sampler is "unknown"; it must be one of ddpm, ddim, dpm-solver\\+\\+'),
+        ("unknown", {}, 'the sampler is "unknown"; it must be one of ddpm, ddim, dpm-solver\\+\\+, unipc'),
         ("ddim", {"steps": 0}, "the number of sampling steps is 0"),
         ("ddpm", {"steps": 11}, r"the number of sampling steps is 11; it must lie in \[1, 10\]"),
         ("ddpm", {"spacing": "karras"}, 'the spacing is "karras"; it must be one of trailing, logsnr'),
         ("ddpm", {"eta": 0.5}, "eta is 0.5, but ddpm always draws all its noise"),
         ("ddpm", {"order": 2}, "order is 2, but ddpm has only one"),
         ("ddim", {"order": 1}, "order is 1, but ddim has only one"),
+        ("unipc", {"eta": 1.0}, "eta is 1.0, but unipc draws no noise"),
+        ("unipc", {"order": 2}, "order is 2, but unipc has only one; order goes with dpm-solver"),
         ("dpm-solver++", {"order": 0}, "order is 0; it must be one of 1, 2, 3"),
         ("dpm-solver++", {"order": 4}, "order is 4; it must be one of 1, 2, 3"),
         ("dpm-solver++", {"eta": 0.5}, "eta is 0.5; for dpm-solver.* it must be 0, deterministic, or 1, with noise"),
@@ -447,8 +449,10 @@ def test_default_spacing_of_dpm_solver_pp(order, steps, spacing):
         assert SamplerConfig(name="dpm-solver++", steps=steps, spacing=given).resolve(1000).spacing == given
 
 
-@pytest.mark.parametrize("steps", [3, 4, 5, 6, 7])
-def test_few_steps_are_spaced_as_errs_less(steps):
+@pytest.mark.parametrize(
+    ("sampler", "steps"), [*((dpm_solver_pp, steps) for steps in (3, 4, 5, 6, 7)), (unipc, 5), (unipc, 10)]
+)
+def test_few_steps_are_spaced_as_errs_less(sampler, steps):
     """Over mixtures of 4 and 32 Gaussians in 4 and 16 dimensions, beside a solution in many steps."""
     generator = torch.Generator().manual_seed(1)
     errors = {None: 0.0, "logsnr": 0.0}
@@ -458,9 +462,23 @@ def test_few_steps_are_spaced_as_errs_less(steps):
         x_T = torch.randn(64, 1, side, side, generator=generator, dtype=torch.float64)
         exact = dpm_solver_pp(mixture, x_T, steps=200)
         for spacing in errors:
-            found = dpm_solver_pp(mixture, x_T, steps=steps, spacing=spacing)
+            found = sampler(mixture, x_T, steps=steps, spacing=spacing)
             errors[spacing] += (found - exact).square().mean().sqrt().item()
     assert errors[None] < 0.95 * errors["logsnr"], errors
+
+
+@pytest.mark.parametrize("steps", [10, 15, 20])
+def test_a_corrector_errs_less(steps):
+    generator = torch.Generator().manual_seed(1)
+    errors = {dpm_solver_pp: 0.0, unipc: 0.0}
+    for count, side, spread in itertools.product((4, 32), (2, 4), (0.02, 0.05, 0.1, 0.2)):
+        means = torch.randn(count, 1, side, side, generator=generator, dtype=torch.float64) / 2
+        mixture = Mixture(alpha_bars(1000), means.clamp(-0.9, 0.9), spread)
+        x_T = torch.randn(64, 1, side, side, generator=generator, dtype=torch.float64)
+        exact = dpm_solver_pp(mixture, x_T, steps=200)
+        for sampler in errors:
+            errors[sampler] += (sampler(mixture, x_T, steps=steps) - exact).square().mean().sqrt().item()
+    assert errors[unipc] < 0.9 * errors[dpm_solver_pp], errors
 
 
 @each_objective
