@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     CHOOSE = 4
     CUT = 5
     PROJECT = 6
+    SPOIL = 7
 
 
 def generator(*names: int, device: torch.device | str = "cpu") -> torch.Generator:

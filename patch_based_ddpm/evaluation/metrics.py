@@ -21,7 +21,7 @@ from patch_based_ddpm.data import dataset
 from patch_based_ddpm.evaluation import fid, sliced_wasserstein
 from patch_based_ddpm.evaluation.face_consistency import SMALLEST_SIDE, disagreement
 from patch_based_ddpm.evaluation.ms_ssim import ms_ssim
-from patch_based_ddpm.evaluation.seams import contrast, profiles
+from patch_based_ddpm.evaluation.seams import Profile, contrast, profiles, worst_ratio
 from patch_based_ddpm.files import atomic_write
 
 DEFINITIONS = {
@@ -29,6 +29,7 @@ DEFINITIONS = {
     "of all other neighbours",
     "seam ratio": "border contrast of the samples over that of real images: 1 is seamless",
     "shifted grid": "the same with the grid moved by half a patch, where no border is: the control",
+    "worst phase": "the largest seam ratio of all grids of that size, moved pixel by pixel: 1 means no seam anywhere",
     "SWD x 10^3": "sliced Wasserstein distance between patches of 7 x 7 at each level of a Laplacian pyramid; lower is "
     "closer",
     "MS-SSIM": "mean multi-scale structural similarity of random pairs within a set; the lower, the more diverse it is",
@@ -159,6 +160,9 @@ def figures(samples: ImageStatistics | None, data: ImageStatistics, patch_divide
         for name, value in generated.items()
         if name.startswith("border contrast")
     }
+    if patch_divider > 1:
+        worst = worst_ratio(_profile(samples), _profile(data), patch_divider)
+        compared[f"seam ratio, {patch_divider} x {patch_divider}, worst phase"] = worst
     compared |= _sliced_wasserstein(samples, data)
     if FEATURES in samples.vectors and FEATURES in data.vectors:
         compared |= fid.compare(samples.vectors[FEATURES], data.vectors[FEATURES])
@@ -170,16 +174,20 @@ def _of_one_set(statistics: ImageStatistics, patch_divider: int) -> dict[str, fl
     """The figures of one set alone."""
     sums, values = statistics.sums, {}
     if patch_divider > 1:
-        profile = (sums[PROFILE_ROWS] / statistics.count, sums[PROFILE_COLUMNS] / statistics.count)
+        profile = _profile(statistics)
         name = f"border contrast, {patch_divider} x {patch_divider}"
         values[name] = contrast(profile, patch_divider)
-        values[f"{name}, shifted grid"] = contrast(profile, patch_divider, shifted=True)
+        values[f"{name}, shifted grid"] = contrast(profile, patch_divider, offset=1 / 2)
     pairs = float(sums[PAIRS])
     values["MS-SSIM"] = float(sums[MS_SSIM]) / pairs if pairs else math.nan
     of_parts = {n: float(total) / statistics.count for n, total in sums.items() if n.startswith(DISAGREEMENT)}
     if of_parts:
         values["disagreement"] = sum(of_parts.values()) / len(of_parts)
     return values | of_parts
+
+
+def _profile(statistics: ImageStatistics) -> Profile:
+    return statistics.sums[PROFILE_ROWS] / statistics.count, statistics.sums[PROFILE_COLUMNS] / statistics.count
 
 
 def _sliced_wasserstein(samples: ImageStatistics, data: ImageStatistics) -> dict[str, float]:

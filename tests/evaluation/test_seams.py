@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from patch_based_ddpm.evaluation.seams import contrast, profiles
+from patch_based_ddpm.evaluation.seams import contrast, profiles, worst_ratio
 from support import patches
 from support.face_images import crowd, images, mixed
 
@@ -35,7 +35,7 @@ def test_contrast_by_hand(height, width, patch_divider):
     picture = (0.01 * (y + x) + 0.05 * (y // h + x // w))[None, None].expand(2, 3, height, width)
     profile = mean_profile(picture)
     assert contrast(profile, patch_divider) == pytest.approx(6, rel=1e-4)
-    assert contrast(profile, patch_divider, shifted=True) < 1
+    assert contrast(profile, patch_divider, offset=1 / 2) < 1
     smooth = (0.01 * (y + x))[None, None].expand(2, 3, height, width)
     assert seam_ratio(picture, smooth, patch_divider) == pytest.approx(6, rel=1e-4)
 
@@ -51,7 +51,7 @@ def test_pairs_count_alike_whichever_side_is_longer():
 def test_the_shifted_grid_lies_between_the_borders():
     step = (torch.arange(8) >= 2).float()  # between columns 1 and 2: half a patch of 4 pixels
     picture = (step + 0.1 * torch.arange(8))[None, None, None].expand(1, 1, 8, 8)
-    assert contrast(mean_profile(picture), 2, shifted=True) > 2
+    assert contrast(mean_profile(picture), 2, offset=1 / 2) > 2
     assert contrast(mean_profile(picture), 2) < 1
 
 
@@ -66,10 +66,36 @@ def test_faces_are_seamless_and_mixtures_are_not():
     assert ratios == sorted(ratios)
     assert ratios[1] > 1.5
     for generated in (tinted, mixture):  # away from the borders nothing stands out
-        assert seam_ratio(generated, real, 4, shifted=True) < 1
+        assert seam_ratio(generated, real, 4, offset=1 / 2) < 1
 
 
 def test_nothing_to_compare_is_not_a_number():
     assert math.isnan(contrast(mean_profile(torch.zeros(1, 3, 8, 8)), 2))
     assert math.isnan(contrast(mean_profile(torch.randn(1, 3, 4, 4)), 4))  # every pair straddles a border
     assert math.isnan(contrast(mean_profile(torch.randn(1, 3, 4, 4)), 1))  # none does
+
+
+def test_a_seam_counts_wherever_it_is():
+    real, others = (images(crowd(200, seed=seed), 32, 32) for seed in (1, 2))
+    assert worst_ratio(mean_profile(real), mean_profile(real), 4) == 1
+    assert worst_ratio(mean_profile(others), mean_profile(real), 4) == pytest.approx(1, abs=0.1)
+    tints = torch.randn(16 * 200, 3, 1, 1) * 0.1
+    for shift in (0, 1, 4, 7):  # the borders are moved, not the faces
+        tinted = patches.merge(patches.split(others.roll((-shift, -shift), (2, 3)), 4) + tints, 4)
+        tinted = tinted.roll((shift, shift), (2, 3))
+        worst = worst_ratio(mean_profile(tinted), mean_profile(real), 4)
+        assert worst > 1.5
+        assert seam_ratio(tinted, real, 4) == (worst if shift == 0 else pytest.approx(0.9, abs=0.1))
+
+
+def test_phases_of_patches_that_are_not_square():
+    y, x = torch.arange(16)[:, None], torch.arange(8)
+    smooth = (0.01 * (y + x))[None, None].expand(1, 3, 16, 8)
+    seams = smooth + 0.05 * (((y + 4) // 8) + ((x + 2) // 4))
+    assert worst_ratio(mean_profile(seams), mean_profile(smooth), 2) == pytest.approx(6, rel=1e-4)
+    assert seam_ratio(seams, smooth, 2) < 1
+
+
+def test_a_phase_that_cannot_be_compared_is_not_a_number():
+    assert math.isnan(worst_ratio(mean_profile(torch.zeros(1, 3, 8, 8)), mean_profile(torch.randn(1, 3, 8, 8)), 2))
+    assert math.isnan(worst_ratio(mean_profile(torch.randn(1, 3, 8, 8)), mean_profile(torch.zeros(1, 3, 8, 8)), 2))
