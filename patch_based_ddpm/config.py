@@ -98,7 +98,7 @@ class ModelConfig:
     )
     grids: Annotated[StrictInt, Field(ge=1, le=4)] = key(
         1,
-        "Grids of patches, moved by half a patch, that take turns in training and sampling, so that neighbouring "
+        "Grids of patches, each moved by half a patch, that take turns in training and sampling, so that neighbouring "
         "patches match; 1, 2 or 4. The paper has 1.",
     )
     position_conditioning: StrictBool = key(True, "Tell the network where its patch lies. false: an ablation.")

@@ -99,6 +99,8 @@ def _in_words(schema: dict[str, Any]) -> str:
         open_count = f"at least {least}" if least else "any number of"
         count = open_count if most is None else most if least == most else f"{least} to {most}"
         return f"a list of {count} values, each {_in_words(schema.get('items') or schema['prefixItems'][0])}"
+    if schema["type"] == "object":
+        return "an object"
     if schema["type"] == "string":
         return f"{'non-empty ' if 'minLength' in schema else ''}text without NUL characters"
     if "minimum" in schema and "maximum" in schema:

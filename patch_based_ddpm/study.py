@@ -18,6 +18,7 @@ from patch_based_ddpm.errors import InputError, explain_os_error
 from patch_based_ddpm.files import atomic_write, write_json
 from patch_based_ddpm.studies import report
 from patch_based_ddpm.studies.config import StudyConfig
+from patch_based_ddpm.studies.controls import DEFECTS, control_name
 from patch_based_ddpm.studies.plot import save_plot
 from patch_based_ddpm.studies.tasks import Tasks
 
@@ -49,6 +50,7 @@ def _write(config: StudyConfig, tasks: Tasks, content: dict[str, Any]) -> None:
     if pairs := config.study.sampler_steps:
         run = config.runs(config.reference)[0]
         _save_grid(folder / "samplers.png", map(tasks.strip, ["real", *(run.sampled_by(*pair) for pair in pairs)]))
+    _save_grid(folder / "controls.png", map(tasks.strip, ["real", *map(control_name, DEFECTS)]))
     if command_line.can_plot(folder / "study.png"):
         save_plot(content, folder / "study.png")
     text = report.markdown(content)

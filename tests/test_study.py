@@ -12,9 +12,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from patch_based_ddpm import command_line, evaluate, study
+from patch_based_ddpm import checkpoint, command_line, evaluate, study
 from patch_based_ddpm.data import pictures
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.evaluation import image_sets, metrics, sliced_wasserstein
@@ -22,15 +23,18 @@ from patch_based_ddpm.generation.image_folder import ImageFolder
 from patch_based_ddpm.planning import planner
 from patch_based_ddpm.planning.live_memory import MIB
 from patch_based_ddpm.studies.config import StudyConfig
+from patch_based_ddpm.studies.controls import DEFECTS, control_name, spoil
 from patch_based_ddpm.studies.plot import save_plot
 from patch_based_ddpm.studies.report import SWD, fastest, markdown
 from patch_based_ddpm.studies.tasks import Tasks
 from patch_based_ddpm.training.step import TrainingStep
+from support import patches
 from support.face_images import crowd, images
 
 STEPS, SAMPLES, REAL = 2, 4, 6
-MODELS = ("N1", "N2", "N2-halo1", "N2-no-position", "N2-no-content", "N2-neither")
-TASKS = ["real", *(f"{model}-seed0" for model in MODELS), "N2-seed0-ddpm-3", "N2-seed0-ddim-2"]
+MODELS = ("N1", "N2", "N2-halo1", "N2-two", "N2-no-position", "N2-no-content", "N2-neither", "N2+1", "N2+1-two")
+CONTROLS = [control_name(defect) for defect in DEFECTS]
+TASKS = ["real", *(f"{model}-seed0" for model in MODELS), "N2-seed0-ddpm-3", "N2-seed0-ddim-2", *CONTROLS]
 
 
 def write_study(folder, **sections):
@@ -51,6 +55,8 @@ def write_study(folder, **sections):
         "study": {
             "patch_dividers": [1, 2],
             "halos": [1],
+            "variants": {"two": {"grids": 2}},
+            "continued_steps": 1,
             "seeds": [0],
             "samples": SAMPLES,
             "real_images": REAL,
@@ -130,8 +136,10 @@ def test_a_study_from_training_to_tables(finished):
     folder, report = finished
     assert [row["name"] for row in report["models"]] == list(MODELS)
     conditioning = [(row["position_conditioning"], row["global_content_conditioning"]) for row in report["models"]]
-    assert conditioning == [(True, True)] * 3 + [(False, True), (True, False), (False, False)]
-    assert [row["halo"] for row in report["models"]] == [0, 0, 1, 0, 0, 0]
+    assert conditioning == [(True, True)] * 4 + [(False, True), (True, False), (False, False)] + [(True, True)] * 2
+    assert [row["halo"] for row in report["models"]] == [0, 0, 1, *[0] * 6]
+    assert [row["grids"] for row in report["models"]] == [1, 1, 1, 2, 1, 1, 1, 1, 2]
+    assert [row["steps"] for row in report["models"]] == [STEPS] * 7 + [STEPS + 1] * 2
     assert [(row["sampler"], row["steps"]) for row in report["samplers"]["rows"]] == [("ddpm", 3), ("ddim", 2)]
     assert report["samplers"]["model"] == "N2"
     # the last of these is what the runs are compared by, too
@@ -144,6 +152,7 @@ def test_a_study_from_training_to_tables(finished):
         "study.png",
         "models.png",
         "samplers.png",
+        "controls.png",
     }
     assert sorted(path.stem for path in (root / "results").glob("*.json")) == sorted(TASKS)
     for name in MODELS:
@@ -193,7 +202,7 @@ def test_the_floor_is_made_of_other_faces(finished, tmp_path, monkeypatch):
 def test_what_was_cut_off_goes_on_and_nothing_is_done_twice(finished, tmp_path, work, capsys):
     path = write_study(tmp_path)
     # In the first run's training, in the second run's samples, in its measurement, in the last sampler.
-    for cut in (("steps", 1), ("images", SAMPLES + 2), ("sets", 4), ("images", 6 * SAMPLES + 2)):
+    for cut in (("steps", 1), ("images", SAMPLES + 2), ("sets", 4), ("images", len(MODELS) * SAMPLES + 2)):
         work["cut"] = cut
         with pytest.raises(KeyboardInterrupt):
             run(path)
@@ -207,7 +216,7 @@ def test_what_was_cut_off_goes_on_and_nothing_is_done_twice(finished, tmp_path, 
     _, whole = finished
     report["config"]["trainer"]["log_dir"] = whole["config"]["trainer"]["log_dir"]
     assert report == whole
-    assert len(work["steps"]) == len(set(work["steps"])) == len(MODELS) * STEPS
+    assert len(work["steps"]) == len(set(work["steps"])) == 7 * STEPS + 2
     assert len(work["images"]) == len(set(work["images"])) == (len(MODELS) + 1) * SAMPLES
     text = (tmp_path / "study" / "tables.md").read_bytes()
 
@@ -255,7 +264,7 @@ def test_the_tables_hold_what_the_json_holds(finished):
     folder, report = finished
     text = (folder / "study" / "tables.md").read_text()
     assert text == markdown(report)
-    models, samplers = cells(text)
+    models, samplers, controls = cells(text)
     assert [row["model"] for row in models] == [*MODELS, "real against real"]
     for row, found in zip(report["models"], models):
         (only,) = row["runs"]
@@ -268,14 +277,17 @@ def test_the_tables_hold_what_the_json_holds(finished):
         assert found["seam ratio"] == seam
         assert found["disagreement"] == ""  # so small a face cannot be read
     floor = report["real"]["figures"]["2"]
-    for table in (models, samplers):
+    for table in (models, samplers, controls):
         assert table[-1]["SWD x 10^3"] == f"{floor['SWD x 10^3, mean']['samples']:.1f}"
         assert table[-1]["seam ratio"] == f"{floor['seam ratio, 2 x 2']['samples']:.3f}"
     for row, found in zip(report["samplers"]["rows"], samplers):
-        ((only,), name) = row["runs"], "seam ratio, 2 x 2, shifted grid"
+        ((only,), name) = row["runs"], "seam ratio, 2 x 2, worst phase"
         assert (found["sampler"], found["steps"]) == (row["sampler"], str(row["steps"]))
-        assert found["shifted grid"] == f"{only['figures'][name]['samples']:.3f}"
-    assert "Rows from the top: real faces; N1; N2; N2-halo1; N2-no-position; N2-no-content; N2-neither; seed 0." in text
+        assert found["worst phase"] == f"{only['figures'][name]['samples']:.3f}"
+    for defect, found, row in zip(DEFECTS, controls, report["controls"]):
+        assert found["real faces"] == row["name"] == defect
+        assert found["SWD x 10^3"] == f"{row['figures']['SWD x 10^3, mean']['samples']:.1f}"
+    assert f"Rows from the top: real faces; {'; '.join(MODELS)}; seed 0." in text
     assert "Rows from the top: real faces; ddpm, 3 steps; ddim, 2 steps; seed 0." in text
 
 
@@ -295,7 +307,7 @@ def test_several_seeds_are_a_mean_and_a_range(finished, tmp_path):
     assert re.fullmatch(r"0\.\d{3} \[1 of 2\]", row["MS-SSIM"])
     assert "Over 2 seed(s) of training, mean (least-most)." in text
     report["samplers"]["rows"] = []
-    assert len(cells(markdown(report))) == 1
+    assert len(cells(markdown(report))) == 2
     assert "samplers.png" not in markdown(report)
     save_plot(report, tmp_path / "plot.png")
     assert (np.array(Image.open(tmp_path / "plot.png")) < 128).any()
@@ -385,7 +397,7 @@ def test_processes_share_the_work(finished, tmp_path, monkeypatch):
             report = run(path)
         finally:
             other.kill()
-    assert left == [sorted(name for name in TASKS if not name.startswith("N2-seed0"))] * 2
+    assert left == [sorted(name for name in TASKS if not name.startswith(("N2-seed0", "N2+1")))] * 2
     _, whole = finished
     report["config"]["trainer"]["log_dir"] = whole["config"]["trainer"]["log_dir"]
     assert report == whole
@@ -419,7 +431,7 @@ def test_the_grid_shows_the_first_samples_of_every_run(finished):
     assert (grid == pictures.enlarge(grid[::3, ::3], 3)).all()
     grid = grid[::3, ::3]
     gap = pictures.GAP
-    assert grid.shape == (7 * (16 + gap) + gap, SAMPLES * 16 + 2 * gap, 3)
+    assert grid.shape == ((len(MODELS) + 1) * (16 + gap) + gap, SAMPLES * 16 + 2 * gap, 3)
     for row, name in enumerate(MODELS, 1):
         top = row * (16 + gap) + gap
         for seed in range(SAMPLES):
@@ -505,3 +517,36 @@ def test_a_wrong_config_is_one_sentence(tmp_path, capsys, sections, words):
 def test_definitions_are_there(finished):
     _, report = finished
     assert report["definitions"].items() >= metrics.DEFINITIONS.items()
+
+
+@pytest.mark.slow
+def test_a_model_that_continues_another_starts_from_its_weights(finished):
+    folder = finished[0] / "study"
+    states = {
+        name: checkpoint.read(folder / f"{name}-seed0" / "checkpoints" / "model-last.pt")
+        for name in ("N2", "N2+1", "N2+1-two")
+    }
+    assert [state["step"] for state in states.values()] == [STEPS, STEPS + 1, STEPS + 1]
+    before, after, grids = (state["model"]["conv_in.weight"] for state in states.values())
+    for changed in (after, grids):
+        assert 0 < (changed - before).abs().max() < 1e-3
+    assert states["N2+1-two"]["model"]["condition.position.weight"].shape == (8, 8)
+
+
+def test_defects_of_real_faces():
+    """Each does what its name says, and only patches that change places leave the pixels as they are."""
+    faces = images(crowd(6), 32, 32)
+    for defect in DEFECTS:
+        spoiled = spoil(faces, defect, 4)
+        assert spoiled.shape == faces.shape
+        assert spoiled.abs().max() <= 1
+        assert not torch.equal(spoiled, faces)
+        assert torch.equal(spoiled, spoil(faces, defect, 4))
+    halves = spoil(faces, "halves of two people", 4)
+    assert torch.equal(halves[1], torch.cat([faces[1, ..., :16], faces[0, ..., 16:]], dim=2))
+    cut = patches.split(spoil(faces, "each patch of another person", 4), 4).unflatten(0, (16, 6))
+    assert torch.equal(cut[3, 5], patches.split(faces, 4).unflatten(0, (16, 6))[3, 2])
+    moved = spoil(faces, "patches shuffled", 4)
+    assert torch.equal(moved.flatten().sort().values, faces.flatten().sort().values)
+    tones = patches.split(spoil(faces, "patches lighter or darker by 0.1", 4) - faces, 4)
+    assert 0.05 < tones.mean((1, 2, 3)).std() < 0.15

@@ -3,6 +3,7 @@
 Shapes: `b` images, `c` channels, `H W` image, `N` patches a side.
 """
 
+import re
 from collections.abc import Callable
 
 import torch
@@ -54,6 +55,11 @@ DEFECTS: dict[str, Defect] = {
     "blurred, 3 x 3": _blurred,
     f"noise of {NOISE:g}": _noisy,
 }
+
+
+def control_name(defect: str) -> str:
+    """The name of the result of real faces with a defect."""
+    return "control-" + re.sub(r"[^a-z0-9.]+", "-", defect)
 
 
 def spoil(images: Tensor, defect: str, N: int) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patch_based_ddpm.planning.live_memory import MIB
+from patch_based_ddpm.studies.config import PAPER
 from patch_based_ddpm.studies.report import distances, floor
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def _draw_distances(axes: Axes, report: dict[str, Any], curves: list[tuple[str, 
 
 
 def _as_in_the_paper(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """The models without a halo and with all conditioning, by N."""
-    rows = (row for row in report["models"] if not row["halo"])
-    rows = (row for row in rows if row["position_conditioning"] and row["global_content_conditioning"])
+    """The models that differ in N alone, by N."""
+    steps = report["config"]["trainer"]["train_num_steps"]
+    rows = (row for row in report["models"] if row["steps"] == steps)
+    rows = (row for row in rows if all(row[key] == value for key, value in PAPER.items()))
     return sorted(rows, key=lambda row: row["patch_divider"])

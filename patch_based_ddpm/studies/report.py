@@ -8,13 +8,14 @@ from typing import Any
 
 from patch_based_ddpm.evaluation.metrics import DEFINITIONS
 from patch_based_ddpm.planning.live_memory import MIB
-from patch_based_ddpm.studies.config import StudyConfig
+from patch_based_ddpm.studies.config import PAPER, StudyConfig
+from patch_based_ddpm.studies.controls import DEFECTS, control_name
 
 SWD = "SWD x 10^3, mean"
 QUALITY = {  # column: name of the figure on the grid of N x N patches, decimals
     "SWD x 10^3": (SWD, 1),
     "seam ratio": ("seam ratio, {N} x {N}", 3),
-    "shifted grid": ("seam ratio, {N} x {N}, shifted grid", 3),
+    "worst phase": ("seam ratio, {N} x {N}, worst phase", 3),
     "disagreement": ("disagreement", 4),
     "MS-SSIM": ("MS-SSIM", 3),
 }
@@ -24,10 +25,10 @@ MEMORY_DEFINITION = (
     "bytes of live tensors at their peak, one image and one patch a pass, planned as by patch_based_ddpm.memory"
 )
 Measured = list[tuple[int, dict[str, Any]]]  # N and the figures on its grid, of every run
-DIFFERENCES = ("patch_divider", "halo", "position_conditioning", "global_content_conditioning")  # between models
+DIFFERENCES = ("patch_divider", *PAPER)  # between models
 NAMES = (
-    "NK: K x K patches as in the paper; haloP: with a halo of P pixels; no-position, no-content, neither: without "
-    "position conditioning, without global content conditioning, without both."
+    "NK: K x K patches as in the paper; NK+S: continued by S steps; haloP: with a halo of P pixels; no-position, "
+    "no-content, neither: without position conditioning, without global content conditioning, without both."
 )
 
 
@@ -37,15 +38,17 @@ def build(config: StudyConfig, results: dict[str, dict[str, Any]]) -> dict[str, 
     for name, trained in config.models().items():
         differences = {key: getattr(trained.model, key) for key in DIFFERENCES}
         runs = [{"seed": run.config.trainer.seed, **results[run.name]} for run in config.runs(name)]
-        models.append({"name": name, **differences, "runs": runs})
+        models.append({"name": name, **differences, "steps": trained.trainer.train_num_steps, "runs": runs})
     reference = config.runs(config.reference)
     for sampler, steps in config.study.sampler_steps:
         runs = [{"seed": run.config.trainer.seed, **results[run.sampled_by(sampler, steps)]} for run in reference]
         samplers.append({"sampler": sampler, "steps": steps, "runs": runs})
+    controls = [{"name": defect, **results[control_name(defect)]} for defect in DEFECTS]
     return {
         "config": config.to_dict(),
         "real": results["real"],
         "models": models,
+        "controls": controls,
         "samplers": {"model": config.reference, "rows": samplers},
         "definitions": {**DEFINITIONS, "memory": MEMORY_DEFINITION},
     }
@@ -84,6 +87,8 @@ def markdown(report: dict[str, Any]) -> str:
                 f"{best['steps']:,}.",
             ]
         lines += _picture("samplers.png", (f"{row['sampler']}, {row['steps']} steps" for row in rows), study)
+    lines += ["", "Which figure sees what: real faces with a defect.", "", *_controls(report)]
+    lines += _picture("controls.png", (row["name"] for row in report["controls"]), study)
     return "\n".join([*lines, ""])
 
 
@@ -141,6 +146,12 @@ def _samplers(report: dict[str, Any]) -> list[str]:
         ratios = [_cell(_ratios(report, row), 2)] if baseline else []
         rows.append(([row["sampler"], str(row["steps"]), *ratios], [(N, run["figures"]) for run in row["runs"]]))
     return _table(columns, rows, [(N, report["real"]["figures"][str(N)])])
+
+
+def _controls(report: dict[str, Any]) -> list[str]:
+    N = report["config"]["model"]["patch_divider"]
+    rows = [([row["name"]], [(N, row["figures"])]) for row in report["controls"]]
+    return _table(["real faces"], rows, [(N, report["real"]["figures"][str(N)])])
 
 
 def _table(columns: list[str], rows: list[tuple[list[str], Measured]], real: Measured) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from filelock import FileLock, Timeout
 from PIL import Image
 
@@ -28,6 +29,7 @@ from patch_based_ddpm.files import write_json
 from patch_based_ddpm.generation.image_folder import GRID_NAME
 from patch_based_ddpm.planning import planner
 from patch_based_ddpm.studies.config import Run, StudyConfig
+from patch_based_ddpm.studies.controls import DEFECTS, control_name, spoil
 
 BATCH = 32  # images that are measured at a time
 STRIP_PIXELS = 256  # width of the images beside a result
@@ -43,7 +45,7 @@ class Task(NamedTuple):
 
     Attributes:
         name: of its files.
-        lock: the name of the run; one process at a time may write to its folder.
+        lock: the name of the run, or of the one that it continues; one process at a time may write to their folders.
         settings: JSON data of everything that the result depends on.
         measure: returns the result as JSON data, and the first images, uint8 (H, W, 3) each.
     """
@@ -73,14 +75,14 @@ class Tasks:
         self.columns = max(1, min(MOST_IN_STRIP, self.study.samples, STRIP_PIXELS // self.shape[2]))
 
     def all(self) -> list[Task]:
-        """In the order in which they are done: real faces; every model, seed by seed; the samplers."""
+        """In the order in which they are done: real faces; every model, seed by seed; the samplers; the controls."""
         by_seed = zip(*map(self.config.runs, self.config.models()), strict=True)
         main, reference = (self.study.sampler, self.study.steps), self.config.runs(self.config.reference)
         models = [self._run(run.name, run, *main) for runs in by_seed for run in runs]
         samplers = [
             self._run(run.sampled_by(*pair), run, *pair) for pair in self.study.sampler_steps for run in reference
         ]
-        return [self.real(), *models, *samplers]
+        return [self.real(), *models, *samplers, *map(self.control, DEFECTS)]
 
     def real(self) -> Task:
         """Real faces beside other real faces: the floor of every figure."""
@@ -94,6 +96,21 @@ class Tasks:
             return {"figures": figures}, [pictures.pixels(image) for image in strip]
 
         return Task("real", "real", {"shape": [*self.shape], **self.counts, "patch_dividers": [*dividers]}, measure)
+
+    def control(self, defect: str) -> Task:
+        """Real faces with a defect."""
+        N = self.config.model.patch_divider
+
+        def measure() -> tuple[dict[str, Any], list[np.ndarray]]:
+            others = self._faces(slice(self.study.real_images, None))
+            count = len(others.indexes)
+            spoiled = spoil(torch.cat(list(others.batches(range(count), BATCH))), defect, N)
+            statistics = metrics.collect(spoiled.split(BATCH), range(count), count, label=defect, faces=True)
+            figures = metrics.as_json(metrics.figures(statistics, self._real_faces, N))
+            return {"figures": figures}, [pictures.pixels(image) for image in spoiled[: self.columns]]
+
+        settings = {"shape": [*self.shape], **self.counts, "defect": defect, "patch_divider": N}
+        return Task(control_name(defect), control_name(defect), settings, measure)
 
     def _run(self, name: str, run: Run, sampler: str, steps: int) -> Task:
         """Train a run, draw its samples with a sampler, and measure them."""
@@ -110,7 +127,7 @@ class Tasks:
             strip = [np.array(Image.open(folder / f"{seed:06d}.png")) for seed in range(self.columns)]
             return {**memory, "figures": metrics.as_json(figures)}, strip
 
-        return Task(name, run.name, settings, measure)
+        return Task(name, (run.start or run).name, settings, measure)
 
     def check_unchanged(self) -> None:
         """Refuse to continue runs that were trained with other settings than the study's.
@@ -181,16 +198,25 @@ class Tasks:
 
     def _draw(self, run: Run, sampler: str, steps: int) -> Path:
         """Train a run unless it is trained, draw the samples that are missing, and return their folder."""
-        if not run.folder.checkpoint(run.config.trainer.train_num_steps).exists():
-            run.folder.create()
-            with explain_os_error(f"{run.folder.config} cannot be written"):
-                run.config.save(run.folder.config)
-            self.train(["--config", str(run.folder.config), "--resume", "latest"])
+        self._train(run)
         folder = run.folder.root / "samples" / f"{sampler}-{steps}"
         where = ["--ckpt", run.folder.last_checkpoint, "--out-dir", folder, "--n-samples", self.study.samples]
         how = ["--sampler", sampler, "--steps", steps, "--batch-size", run.config.trainer.train_batch_size]
         self.sample([str(word) for word in (*where, *how)])
         return folder
+
+    def _train(self, run: Run) -> None:
+        """Train a run unless it is trained, and before it the one that it continues."""
+        if run.folder.checkpoint(run.config.trainer.train_num_steps).exists():
+            return
+        resume = "latest"
+        if run.start is not None and not run.folder.steps():
+            self._train(run.start)
+            resume = str(run.start.folder.checkpoint(run.start.config.trainer.train_num_steps))
+        run.folder.create()
+        with explain_os_error(f"{run.folder.config} cannot be written"):
+            run.config.save(run.folder.config)
+        self.train(["--config", str(run.folder.config), "--resume", resume])
 
     def _memory(self, config: Config) -> dict[str, dict[str, int]]:
         """The planned peak for one image, one patch per pass, in bytes."""
