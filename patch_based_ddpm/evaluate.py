@@ -24,6 +24,7 @@ from patch_based_ddpm.model.diffusion import GaussianDiffusion
 from patch_based_ddpm.training import tracking
 
 COUNT = 10_000
+OVERLAP_IMAGES = 64
 CACHE_DIR = Path("logs") / "evaluation"
 
 Batches = Callable[[range], Iterable[Tensor]]  # the images at some positions of a set, (b, c, H, W) at a time
@@ -37,6 +38,7 @@ class _Samples(NamedTuple):
     count: int | None = None
     batches: Batches | None = None
     config: Config | None = None
+    diffusion: GaussianDiffusion | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -76,6 +78,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     generated = None if samples.count is None else collect("samples", samples.count, samples.batches)
     if accelerator.is_main_process:
         rows = metrics.figures(generated, real, N)
+        if samples.diffusion is not None and samples.diffusion.grids > 1:
+            images = data.batches(range(min(OVERLAP_IMAGES, len(data.indexes))), args.batch_size)
+            rows += metrics.overlap_figures(samples.diffusion, images, args.patch_batch_size)
         drawing = {} if args.ckpt is None else _sampling(args)
         print(metrics.table(rows, (samples.count, real.count)))
         report = {
@@ -156,14 +161,14 @@ def _samples(args: argparse.Namespace, accelerator: Accelerator) -> _Samples:
         return _Samples(images.shape, args.patch_divider or 1, len(images.indexes), batches)
     if args.ckpt is None:
         config = Config.load(args.config)
-        count = batches = None
+        count = batches = diffusion = None
     else:
         diffusion = sampling.load_model(args, accelerator, args.n_samples)
         config, count = diffusion.config, args.n_samples
         batches = partial(_draw, diffusion, args, accelerator.is_main_process)
     model = config.model
     shape = (model.channels, *model.image_shape)
-    return _Samples(shape, args.patch_divider or model.patch_divider, count, batches, config)
+    return _Samples(shape, args.patch_divider or model.patch_divider, count, batches, config, diffusion)
 
 
 def _draw(diffusion: GaussianDiffusion, args: argparse.Namespace, show: bool, positions: range) -> Iterator[Tensor]:

@@ -22,6 +22,7 @@ class Purpose(IntEnum):
     CUT = 5
     PROJECT = 6
     SPOIL = 7
+    OVERLAP = 8
 
 
 def generator(*names: int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -21,8 +21,10 @@ from patch_based_ddpm.data import dataset
 from patch_based_ddpm.evaluation import fid, sliced_wasserstein
 from patch_based_ddpm.evaluation.face_consistency import SMALLEST_SIDE, disagreement
 from patch_based_ddpm.evaluation.ms_ssim import ms_ssim
+from patch_based_ddpm.evaluation.overlap import overlap_differences
 from patch_based_ddpm.evaluation.seams import Profile, contrast, profiles, worst_ratio
 from patch_based_ddpm.files import atomic_write
+from patch_based_ddpm.model.diffusion import GaussianDiffusion
 
 DEFINITIONS = {
     "border contrast": "mean absolute difference of neighbouring pixels across the borders between patches, over that "
@@ -34,6 +36,8 @@ DEFINITIONS = {
     "closer",
     "MS-SSIM": "mean multi-scale structural similarity of random pairs within a set; the lower, the more diverse it is",
     "disagreement": "mean absolute difference, on the scale [-1, 1], between parts of a drawn face that must agree",
+    "overlap difference": "mean absolute difference, on the scale [-1, 1], of two predictions of the same pixels in "
+    "patches of different grids, from real images with the noise of this t / T",
     "FID": "Fréchet distance of Inception's features",
     "KID x 10^3": "kernel distance of Inception's features",
     "precision": "share of samples that lie among real images, by Inception's features",
@@ -168,6 +172,14 @@ def figures(samples: ImageStatistics | None, data: ImageStatistics, patch_divide
         compared |= fid.compare(samples.vectors[FEATURES], data.vectors[FEATURES])
     comparisons = [Figure(name, value, None) for name, value in compared.items()]
     return comparisons + [Figure(name, generated[name], value) for name, value in real.items()]
+
+
+def overlap_figures(
+    diffusion: GaussianDiffusion, batches: Iterable[Tensor], patch_batch_size: int | None
+) -> list[Figure]:
+    """The figures of `overlap.overlap_differences`."""
+    found = overlap_differences(diffusion, batches, patch_batch_size)
+    return [Figure(f"overlap difference, t / T = {level:g}", value, None) for level, value in found.items()]
 
 
 def _of_one_set(statistics: ImageStatistics, patch_divider: int) -> dict[str, float]:
