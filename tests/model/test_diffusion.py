@@ -7,7 +7,7 @@ from torch import nn
 
 from patch_based_ddpm import GaussianDiffusion
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.model.patches import global_content
+from patch_based_ddpm.model.patches import blend_weights, global_content
 from patch_based_ddpm.samplers import draw
 from support.patches import split
 
@@ -472,3 +472,86 @@ def test_learns_four_images_by_heart(make_diffusion):
     apart = (drawn[:, None] - x_0).abs().mean(dim=(2, 3, 4))  # (drawn, learnt)
     assert apart.amin(dim=1).median() < 0.15
     assert len(apart.argmin(dim=1).unique()) > 1
+
+
+@pytest.fixture
+def of_four_grids(make_diffusion):
+    diffusion = make_diffusion(model={"grids": 4, "image_size": 16})
+    for parameter in diffusion.parameters():  # the first weights hardly tell positions apart
+        torch.nn.init.normal_(parameter, std=0.3)
+    return diffusion
+
+
+def moved(image, number, back=False):
+    """An image moved so that the patches of a grid lie where those of grid 0 do, or back again."""
+    down, right = [(0, 0), (4, 4), (4, 0), (0, 4)][number]
+    return image.roll((down, right) if back else (-down, -right), (2, 3))
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
+def test_a_grid_is_that_of_the_shifted_image_with_positions_of_its_own(of_four_grids, number):
+    x_t, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 7])
+    unet = of_four_grids.unet
+    expected = torch.empty_like(x_t)
+    content = global_content(x_t, 2)
+    for s in range(4):
+        i, j = divmod(s, 2)
+        patch = moved(x_t, number)[:, :, 8 * i : 8 * i + 8, 8 * j : 8 * j + 8]
+        position = torch.eye(16)[4 * number + s].expand(2, 16)
+        expected[:, :, 8 * i : 8 * i + 8, 8 * j : 8 * j + 8] = unet(patch, content, position, t)
+    found = of_four_grids.predict(x_t, t, grids=(number,))
+    torch.testing.assert_close(found, moved(expected, number, back=True), atol=1e-5, rtol=1e-5)
+    assert number == 0 or not torch.allclose(found, of_four_grids.predict(x_t, t), atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, None])
+@pytest.mark.parametrize("grids", [(1,), (0, 1), (0, 1, 2, 3)])
+@pytest.mark.parametrize("padded", [False, True])
+def test_blended_grids_in_any_number_of_patches_a_pass(of_four_grids, size, grids, padded):
+    x_t, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 7])
+    alone = [of_four_grids.predict(x_t, t, grids=(number,)) for number in grids]
+    weights = blend_weights(8, 8, grids, x_t.device)
+    wanted = torch.zeros_like(x_t)
+    for number, weight, prediction in zip(grids, weights, alone, strict=True):
+        wanted += prediction * moved(weight.repeat(2, 2)[None, None], number, back=True)
+    of_four_grids.patch_batching.padded = padded
+    found = of_four_grids.predict(x_t, t, size, grids)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(of_four_grids.predict_x_0(x_t, t, size, grids).abs().max() <= 1, torch.tensor(True))
+
+
+def test_refuses_a_grid_that_the_model_lacks(make_diffusion):
+    with pytest.raises(ValueError, match="the grid is 1; this model has 1, numbered from 0"):
+        make_diffusion().predict(torch.zeros(1, 3, 8, 8), torch.tensor([0]), grids=(0, 1))
+
+
+@pytest.mark.parametrize("size", [1, 5, None])
+@pytest.mark.parametrize("halo", [0, 1])
+def test_the_loss_of_a_grid_is_that_of_its_predictions(make_diffusion, size, halo):
+    diffusion = make_diffusion(model={"grids": 4, "image_size": 16, "halo": halo})
+    x_0, noise, t, grid = (
+        images(H=16, W=16),
+        torch.randn(3, 3, 16, 16),
+        torch.tensor([0, 9, 4]),
+        torch.tensor([2, 0, 1]),
+    )
+    x_t = diffusion.q_sample(x_0, t, noise)
+    errors = [
+        (diffusion.predict(x_t[i : i + 1], t[i : i + 1], grids=(number,)) - noise[i]).abs().mean()
+        for i, number in enumerate(grid.tolist())
+    ]
+    batch = (x_0, t, noise, size)
+    losses = torch.cat([diffusion.patch_losses(*part) for part in diffusion.training_batches(*batch, grid)])
+    torch.testing.assert_close(losses.unflatten(0, (4, 3)).mean(0), torch.stack(errors))
+    torch.testing.assert_close(diffusion.loss(x_0, t, noise, grid), torch.stack(errors).mean())
+    accumulated = torch.cat(list(diffusion.accumulate_gradient(*batch, grid=grid)))
+    assert torch.equal(accumulated, losses.detach())
+
+
+def test_the_loss_draws_every_grid(make_diffusion, monkeypatch):
+    diffusion, seen = make_diffusion(model={"grids": 2}), []
+    batches = diffusion.training_batches
+    monkeypatch.setattr(diffusion, "training_batches", lambda *args: seen.append(args[-1]) or batches(*args))
+    for _ in range(8):
+        diffusion.loss(images(b=4))
+    assert set(torch.cat(seen).tolist()) == {0, 1}

@@ -492,3 +492,39 @@ def test_the_noisy_end_of_a_long_schedule_does_no_harm(make_perfect, objective, 
     options = {"steps": 20, "order": order, "spacing": spacing}
     exact = dpm_solver_pp(Oracle(alpha_bars(1000), mean, spread, diffusion.image_shape), x_T.double(), **options)
     torch.testing.assert_close(dpm_solver_pp(diffusion, x_T, **options).double(), exact, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("steps", "blend", "wanted"),
+    [
+        (4, 0.0, [(0,), (1,), (0,), (1,)]),
+        (4, None, [(0,), (1,), (0,), (0, 1)]),
+        (5, 0.4, [(0,), (1,), (0,), (0, 1), (0, 1)]),
+        (2, 1.0, [(0, 1), (0, 1)]),
+    ],
+)
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+def test_grids_take_turns_and_are_blended_in_the_last_steps(make_diffusion, monkeypatch, sampler, steps, blend, wanted):
+    diffusion, seen = make_diffusion(model={"grids": 2}), []
+    predict = diffusion.predict_x_0
+    monkeypatch.setattr(diffusion, "predict_x_0", lambda *args: seen.append(tuple(args[3])) or predict(*args))
+    sampler(diffusion, torch.randn(1, 3, 8, 8), steps=steps, blend=blend)
+    assert seen == wanted
+
+
+def test_a_model_of_one_grid_has_nothing_to_blend(make_diffusion):
+    with pytest.raises(ValueError, match=r"blend is 0\.5; it goes with models of several grids, and this one has 1"):
+        draw(make_diffusion(), [1], blend=0.5)
+    assert SamplerConfig(steps=4).resolve(10).blend is None
+    assert SamplerConfig(steps=4).resolve(10, grids=2).blend == 0.1
+    for wrong in (-0.1, 1.5):
+        with pytest.raises(ValueError, match=rf"blend is {wrong}; it must lie in \[0, 1\]"):
+            SamplerConfig(blend=wrong)
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_a_model_of_several_grids_draws_the_same_in_any_number_of_patches_a_pass(make_diffusion, size):
+    diffusion = make_diffusion(model={"grids": 4})
+    wanted = draw(diffusion, [3, 8], steps=5)
+    torch.testing.assert_close(draw(diffusion, [3, 8], steps=5, patch_batch_size=size), wanted, atol=1e-4, rtol=0)
+    torch.testing.assert_close(draw(diffusion, [8], steps=5), wanted[1:], atol=1e-4, rtol=0)

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from patch_based_ddpm import Config, checkpoint
 from patch_based_ddpm.config import DiffusionConfig
 from patch_based_ddpm.data.sources import open_source
 from patch_based_ddpm.errors import InputError
+from patch_based_ddpm.model.patches import inherited_positions
 from patch_based_ddpm.training.run_folder import RunFolder
 from patch_based_ddpm.training.step import StepResult
 from patch_based_ddpm.training.tracking import TrainingMetrics
@@ -494,6 +496,54 @@ def test_a_model_goes_on_with_a_halo(tmp_path, capsys):
     assert_same(wider.unet.state_dict(), trainer.unet.state_dict())
     wider.train()
     assert contents(wider, 4)["config"].model.halo == 2
+
+
+def test_a_model_goes_on_with_more_grids(tmp_path, capsys):
+    """A position of a new grid starts as the mean of those that it overlaps, and so do Adam's moments of it."""
+    trainer = make_trainer(tmp_path, train_num_steps=2)
+    trainer.train()
+    (tmp_path / "b").mkdir()
+    wider = make_trainer(tmp_path / "b", train_num_steps=4, model={"grids": 2})
+    wider.resume(trainer.folder.last_checkpoint)
+    assert "model-last.pt: was trained with 1 grid(s) of patches; training continues with 2." in capsys.readouterr().out
+    before, after = contents(trainer, 2), wider.state_dict()
+    name, inherited = "condition.position.weight", inherited_positions(2, 1, 2)
+    for key in ("model", "ema"):
+        assert torch.equal(after[key].pop(name), before[key].pop(name) @ inherited)
+        assert_same(after[key], before[key])
+    number = [parameter for parameter, _ in wider.unet.named_parameters()].index(name)
+    for key in ("exp_avg", "exp_avg_sq"):
+        old, new = (one["optimizer"]["state"][number][key] for one in (before, after))
+        assert torch.equal(new, old @ inherited)
+        assert old.any()
+    # On grid 0, the model predicts what it predicted before.
+    x_t, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 1])
+    assert_same(wider.ema_diffusion.predict(x_t, t), trainer.ema_diffusion.predict(x_t, t))
+    wider.train()
+    assert contents(wider, 4)["config"].model.grids == 2
+
+
+def test_a_run_with_grids_continues_to_the_bit_and_patch_by_patch(tmp_path):
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    model = {"grids": 4}
+    whole = make_trainer(tmp_path / "a", train_num_steps=4, model=model)
+    whole.train()
+    half = make_trainer(tmp_path / "b", train_num_steps=2, model=model)
+    half.train()
+    rest = make_trainer(tmp_path / "b", train_num_steps=4, model=model)
+    rest.resume(half.folder.last_checkpoint)
+    rest.train()
+    assert_same(rest.unet.state_dict(), whole.unet.state_dict())
+    parts = make_trainer(tmp_path / "c", train_num_steps=4, model=model, patch_batch_size=3)
+    parts.train()
+    losses = [
+        [json.loads(line)["loss"] for line in one.folder.metrics.read_text().splitlines()] for one in (whole, parts)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    weights = whole.unet.state_dict()["condition.position.weight"]
+    first = make_trainer(tmp_path / "c", train_num_steps=4, model=model).unet.state_dict()["condition.position.weight"]
+    assert (weights != first).any(0).sum() > 4  # positions of several grids are trained
 
 
 def test_weights_alone_cannot_be_continued(tmp_path):
