@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ from PIL import Image
 from patch_based_ddpm import Config, GaussianDiffusion, checkpoint, command_line, evaluate, sample, samplers
 from patch_based_ddpm.data import dataset, pictures
 from patch_based_ddpm.errors import InputError
-from patch_based_ddpm.evaluation import sliced_wasserstein
+from patch_based_ddpm.evaluation import image_sets, sliced_wasserstein
+from patch_based_ddpm.randomness import Purpose, generator
 from support.commands import launch, write_config
 from support.face_images import crowd, images, mixed
 
@@ -49,6 +51,31 @@ def write(folder, faces):
     for number, face in enumerate(faces):
         pictures.save_png(folder / f"{number:06d}.png", pictures.pixels(face))
     return folder
+
+
+def test_overlap_difference_of_a_model_with_two_grids(run, folder, tmp_path):
+    """By hand: from the first real faces and the noise of the figure's own seed."""
+    config = Config.load(folder / "config.json")
+    config = replace(config, model=replace(config.model, grids=2))
+    diffusion = GaussianDiffusion.from_config(config).eval()
+    weights = diffusion.unet.state_dict()
+    path = tmp_path / "two.pt"
+    checkpoint.save(path, {"config": config.to_dict(), "step": 1, "model": weights, "ema": weights})
+    report = run("--ckpt", path, "--n-samples", 4, *FACES)
+    found = {name: row["samples"] for name, row in report["figures"].items() if name.startswith("overlap")}
+    data = image_sets.open_data("builtin:faces", (3, 32, 32), 40, tmp_path, "stop")
+    x_0 = torch.cat(list(data.batches(range(40), 8)))
+    noise = torch.cat(list(torch.randn(40, 3, 32, 32, generator=generator(0, Purpose.OVERLAP)).split(8)))
+    for level, t in ((0.1, 1), (0.5, 5)):
+        step = torch.full((40,), t)
+        with torch.no_grad():
+            x_t = diffusion.q_sample(x_0, step, noise)
+            first, second = (diffusion.predict_x_0(x_t, step, grids=(number,)) for number in (0, 1))
+        assert found[f"overlap difference, t / T = {level:g}"] == pytest.approx(
+            (first - second).abs().mean().item(), rel=1e-3
+        )
+    alone = run("--ckpt", folder / "model.pt", "--n-samples", 4, *FACES)
+    assert not [name for name in alone["figures"] if name.startswith("overlap")]
 
 
 def test_an_image_that_is_not_finite_is_told(run, folder, monkeypatch):

@@ -28,9 +28,12 @@ from support.commands import write_config
 
 @pytest.fixture(scope="module")
 def ckpt(tmp_path_factory):
+    return make_checkpoint(tmp_path_factory.mktemp("trained"))
+
+
+def make_checkpoint(folder, **options):
     """A checkpoint whose averaged weights differ from its last ones, of a model with few timesteps."""
-    folder = tmp_path_factory.mktemp("trained")
-    path = write_config(folder, preview_steps=None)
+    path = write_config(folder, preview_steps=None, **options)
     content = json.loads(path.read_text())
     content["diffusion"] = {"timesteps": 20}
     path.write_text(json.dumps(content))
@@ -332,7 +335,9 @@ def test_two_jobs_at_once_in_one_folder(ckpt, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_share_what_is_left(ckpt, tmp_path):
+def test_two_processes_share_what_is_left(tmp_path):
+    (tmp_path / "trained").mkdir()
+    ckpt = make_checkpoint(tmp_path / "trained", model={"grids": 2})
     whole = run(ckpt, tmp_path / "whole", "--seeds", "0-6", *FAST)
     run(ckpt, tmp_path / "shared", "--seeds", "1-2", *FAST)
     done = commands.sample(
@@ -345,6 +350,23 @@ def test_two_processes_share_what_is_left(ckpt, tmp_path):
     assert done.returncode != 0
     assert "another steps (2 instead of 3)" in done.stderr
     assert "Traceback" not in done.stderr.split("error:")[0]
+
+
+def test_share_of_blended_steps(tmp_path, capsys):
+    (tmp_path / "trained").mkdir()
+    ckpt = make_checkpoint(tmp_path / "trained", model={"grids": 2})
+    images = {blend: run(ckpt, tmp_path / blend, "--seeds", "0", "--blend", blend) for blend in ("0", "0.1", "1")}
+    usual = run(ckpt, tmp_path / "usual", "--seeds", "0")["000000.png"]
+    assert np.array_equal(images["0.1"]["000000.png"], usual)
+    for blend in ("0", "1"):
+        assert not np.array_equal(images[blend]["000000.png"], usual)
+    with pytest.raises(InputError, match=r"another blend \(0\.1 instead of 1\.0\)"):
+        run(ckpt, tmp_path / "usual", "--seeds", "1", "--blend", "1")
+
+
+def test_one_grid_cannot_be_blended(ckpt, tmp_path):
+    with pytest.raises(InputError, match="it goes with models of several grids, and this one has 1"):
+        run(ckpt, tmp_path, "--seeds", "0", "--blend", "0.5")
 
 
 def test_grid(ckpt, tmp_path):

@@ -1,4 +1,5 @@
 import contextlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -139,6 +140,18 @@ def test_activations_to_the_byte(N, size, sampling, training):
     one = {"batch_size": 1, "patch_batch_size": size}
     assert planner.sampling_peak(small(N), **one).activations == sampling
     assert planner.training_peak(small(N), **one).activations == training
+
+
+@pytest.mark.parametrize("grids", [2, 4])
+def test_grids_take_no_memory_but_that_of_their_positions(grids):
+    """In training one grid at a time is drawn for an image; in sampling blended grids share the canvas."""
+    config, one = paper(4), {"batch_size": 1, "patch_batch_size": 1}
+    several = replace(config, model=replace(config.model, grids=grids))
+    for peak in (planner.training_peak, planner.sampling_peak):
+        before, after = peak(config, **one), peak(several, **one)
+        assert before.activations < after.activations < before.activations + 500
+        copies = 2 if peak is planner.training_peak else 1
+        assert after.weights - before.weights == copies * 4 * 128 * 16 * (grids - 1)
 
 
 def test_several_processes_keep_their_gradients_for_the_exchange():

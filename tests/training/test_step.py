@@ -14,7 +14,7 @@ from support.commands import launch
 SEED = 7
 
 
-def build(patch_batch_size=None, **trainer):
+def build(patch_batch_size=None, grids=1, **trainer):
     config = Config.from_dict(
         {
             "trainer": {
@@ -25,7 +25,14 @@ def build(patch_batch_size=None, **trainer):
                 "patch_batch_size": patch_batch_size,
                 **trainer,
             },
-            "model": {"dim": 8, "dim_mults": [1, 2], "image_size": 8, "patch_divider": 2, "resnet_block_groups": 4},
+            "model": {
+                "dim": 8,
+                "dim_mults": [1, 2],
+                "image_size": 8,
+                "patch_divider": 2,
+                "grids": grids,
+                "resnet_block_groups": 4,
+            },
         }
     )
     torch.manual_seed(0)
@@ -202,12 +209,12 @@ import torch
 from training.test_step import build, images, SEED
 from patch_based_ddpm.randomness import Purpose, generator
 
-step = build(patch_batch_size=3, gradient_accumulate_every=2)
+step = build(patch_batch_size=3, grids=2, gradient_accumulate_every=2)
 rank, world = step.accelerator.process_index, step.accelerator.num_processes
 assert world == 2, world
 
 unet = step.accelerator.unwrap_model(step.diffusion.unet)
-alone = build().diffusion
+alone = build(grids=2).diffusion
 alone.unet = unet
 
 def mean_gradient(number):
@@ -218,7 +225,8 @@ def mean_gradient(number):
             random = generator(SEED, Purpose.DIFFUSE, number, micro_step, process)
             t = torch.randint(1000, (2,), generator=random)
             noise = torch.randn(2, 3, 8, 8, generator=random)
-            loss = alone.loss(images(2, seed=process)[micro_step], t, noise) / 4
+            grid = torch.randint(2, (2,), generator=random)
+            loss = alone.loss(images(2, seed=process)[micro_step], t, noise, grid) / 4
             for total, part in zip(wanted, torch.autograd.grad(loss, list(unet.parameters()))):
                 total += part
     return wanted
