@@ -270,12 +270,18 @@ def test_the_tables_hold_what_the_json_holds(finished):
         (only,) = row["runs"]
         figures, N = only["figures"], row["patch_divider"]
         assert found["SWD x 10^3"] == f"{figures['SWD x 10^3, mean']['samples']:.1f}"
+        assert float(found["work"]) == pytest.approx(row["work"], abs=0.006)
         assert found["MS-SSIM"] == f"{figures['MS-SSIM']['samples']:.3f}"
         assert found["training activations"] == f"{only['memory']['training']['activations'] / MIB:.2f}"
         assert found["sampling in all"] == f"{only['memory']['sampling']['total'] / MIB:.2f}"
         seam = "" if N == 1 else f"{figures[f'seam ratio, {N} x {N}']['samples']:.3f}"
         assert found["seam ratio"] == seam
         assert found["disagreement"] == ""  # so small a face cannot be read
+    work = {row["name"]: row["work"] for row in report["models"]}
+    assert work["N2"] == work["N2+1"] == 1
+    # The second of two steps predicts with both grids.
+    assert work["N2-two"] == work["N2+1-two"] == pytest.approx(1.5, rel=1e-3)
+    assert work["N2-halo1"] == pytest.approx((10 / 8) ** 2, rel=0.02)
     floor = report["real"]["figures"]["2"]
     for table in (models, samplers, controls):
         assert table[-1]["SWD x 10^3"] == f"{floor['SWD x 10^3, mean']['samples']:.1f}"

@@ -24,9 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 from patch_based_ddpm import samplers
 from patch_based_ddpm.benchmarking.variants import VARIANTS, Variant
@@ -35,7 +33,6 @@ from patch_based_ddpm.config import Config, TrainerConfig
 from patch_based_ddpm.data.sources import BUILTIN_FACES, FacesSource
 from patch_based_ddpm.files import write_json
 from patch_based_ddpm.model.diffusion import GaussianDiffusion
-from patch_based_ddpm.model.unet import UNet
 from patch_based_ddpm.planning import planner
 from patch_based_ddpm.planning.live_memory import MIB, peak_memory, reset_peak_memory
 from patch_based_ddpm.training.run_folder import RunFolder
@@ -225,7 +222,7 @@ class Suite:
             config, batch_size=self.images, patch_batch_size=patches, precision="bf16" if variant.bf16 else "no"
         )
         return {
-            **self._rates(self.images, 3 * self._flops(N), seconds),
+            **self._rates(self.images, 3 * planner.prediction_flops(self._config(N).model), seconds),
             "device_peak": peak_memory(self.device),
             "planned_peak": plan.total - plan.weights // 2,  # no weights are averaged here
         }
@@ -289,7 +286,7 @@ class Suite:
             seconds = self._time(draw, repeats=3)
         options = {"batch_size": images, "patch_batch_size": patches, "dtype": DTYPES["bf16"], "sampler": sampler}
         return {
-            **self._rates(images, sampler.steps * self._flops(N), seconds),
+            **self._rates(images, sampler.steps * planner.prediction_flops(self._config(N).model), seconds),
             "device_peak": peak_memory(self.device),
             "planned_peak": planner.sampling_peak(self.config, **options).total,
         }
@@ -316,15 +313,6 @@ class Suite:
 
     def _config(self, N: int) -> Config:
         return replace(self.config, model=self.config.model.divided(N))
-
-    def _flops(self, N: int) -> float:
-        """Floating-point operations of one prediction of one image."""
-        model = self._config(N).model
-        h, w = (side + 2 * model.halo for side in model.patch_shape)
-        with FakeTensorMode(), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            patch = torch.zeros(1, model.channels, h, w)
-            UNet.from_config(model)(patch, patch, torch.zeros(1, model.positions), torch.zeros(1, dtype=torch.int64))
-        return counter.get_total_flops() * N * N
 
     def _rates(self, images: int, flops: float, seconds: list[float]) -> dict[str, Any]:
         median = statistics.median(seconds)

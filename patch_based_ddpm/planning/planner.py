@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from patch_based_ddpm import samplers
 from patch_based_ddpm.command_line import DTYPES
-from patch_based_ddpm.config import Config
+from patch_based_ddpm.config import Config, ModelConfig
 from patch_based_ddpm.errors import InputError
 from patch_based_ddpm.model.diffusion import GaussianDiffusion
 from patch_based_ddpm.model.patch_batching import PatchBatching
+from patch_based_ddpm.model.unet import UNet
 from patch_based_ddpm.planning.live_memory import MIB, LiveMemory, Peak
 from patch_based_ddpm.samplers import SAMPLERS, SamplerConfig
 
@@ -120,6 +122,15 @@ def training_peak(
             _losses = [losses for _, losses in zip(range(PASSES), passes)]
             optimizer.step()
     return memory.peak()
+
+
+def prediction_flops(model: ModelConfig) -> int:
+    """Floating-point operations of one prediction of one image, a multiplication and an addition counted as two."""
+    h, w = (side + 2 * model.halo for side in model.patch_shape)
+    with FakeTensorMode(), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        patch = torch.zeros(1, model.channels, h, w)
+        UNet.from_config(model)(patch, patch, torch.zeros(1, model.positions), torch.zeros(1, dtype=torch.int64))
+    return counter.get_total_flops() * model.patch_divider**2
 
 
 def limit_patch_batch(

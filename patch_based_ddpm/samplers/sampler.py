@@ -7,7 +7,7 @@ Symbols: `x_T` pure noise, `x_t` noisy image, `x_0` image, `z` noise, `t` timest
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
@@ -80,6 +80,11 @@ class SamplerConfig:
         if self.blend is not None and not 0 <= self.blend <= 1:
             raise InputError(f"blend is {self.blend}; it must lie in [0, 1].")
         SAMPLERS[self.name].check(self)
+
+    def grids(self, step: int, grids: int) -> Sequence[int]:
+        """The grids that a step predicts with, counted from 0, of a model with some grids; for resolved options."""
+        blended = math.ceil(round(self.steps * (self.blend or 0), 6))
+        return range(grids) if step >= self.steps - blended else (step % grids,)
 
     def resolve(self, T: int, grids: int = 1) -> SamplerConfig:
         """Fill in the defaults for a model of T timesteps; an `InputError` if the options do not go with it.
@@ -171,12 +176,9 @@ class Sampler:
         corrector = None if corrector is None else [each.to(x_t) for each in corrector]
         x_0s: list[Tensor] = []  # the latest first
         corrected = x_t
-        all_grids = range(diffusion.grids)
-        first_blended = len(visited) - math.ceil(round(len(visited) * (config.blend or 0), 6))
         for i, step in enumerate(progress(visited)):
             t = torch.full(x_t.shape[:1], step, device=x_t.device, dtype=torch.int64)
-            grids = all_grids if i >= first_blended else (i % diffusion.grids,)
-            x_0s = [diffusion.predict_x_0(x_t, t, patch_batch_size, grids), *x_0s]
+            x_0s = [diffusion.predict_x_0(x_t, t, patch_batch_size, config.grids(i, diffusion.grids)), *x_0s]
             if observe is not None:
                 observe(step, x_t, x_0s[0])
             if corrector is not None:

@@ -6,9 +6,12 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from patch_based_ddpm.config import Config
 from patch_based_ddpm.evaluation.metrics import DEFINITIONS
+from patch_based_ddpm.planning import planner
 from patch_based_ddpm.planning.live_memory import MIB
-from patch_based_ddpm.studies.config import PAPER, StudyConfig
+from patch_based_ddpm.samplers import SamplerConfig
+from patch_based_ddpm.studies.config import PAPER, StudyConfig, StudySection
 from patch_based_ddpm.studies.controls import DEFECTS, control_name
 
 SWD = "SWD x 10^3, mean"
@@ -35,10 +38,12 @@ NAMES = (
 def build(config: StudyConfig, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Put the results of all tasks, by name, into the content of study.json."""
     models, samplers = [], []
+    work = {name: _work(trained, config.study) for name, trained in config.models().items()}
     for name, trained in config.models().items():
         differences = {key: getattr(trained.model, key) for key in DIFFERENCES}
         runs = [{"seed": run.config.trainer.seed, **results[run.name]} for run in config.runs(name)]
-        models.append({"name": name, **differences, "steps": trained.trainer.train_num_steps, "runs": runs})
+        relative = {"work": work[name] / work[config.plain], "steps": trained.trainer.train_num_steps}
+        models.append({"name": name, **differences, **relative, "runs": runs})
     reference = config.runs(config.reference)
     for sampler, steps in config.study.sampler_steps:
         runs = [{"seed": run.config.trainer.seed, **results[run.sampled_by(sampler, steps)]} for run in reference]
@@ -54,6 +59,14 @@ def build(config: StudyConfig, results: dict[str, dict[str, Any]]) -> dict[str, 
     }
 
 
+def _work(trained: Config, study: StudySection) -> float:
+    """Floating-point operations of drawing an image."""
+    grids = trained.model.grids
+    sampler = SamplerConfig(name=study.sampler, steps=study.steps).resolve(trained.diffusion.timesteps, grids)
+    predictions = sum(len(sampler.grids(step, grids)) for step in range(sampler.steps))
+    return predictions * planner.prediction_flops(trained.model)
+
+
 def markdown(report: dict[str, Any]) -> str:
     """The text of tables.md from the content of study.json."""
     config = report["config"]
@@ -66,7 +79,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"{', mean (least-most)' if len(study['seeds']) > 1 else ''}.",
         "",
         f"Models, drawn by {study['sampler']} in {study['steps']} steps; planned memory in MiB, one image, one "
-        "patch a pass:",
+        f"patch a pass; work: floating-point operations of drawing an image, over those of N{model['patch_divider']}:",
         "",
         *_models(report),
         "",
@@ -131,10 +144,12 @@ def floor(report: dict[str, Any]) -> float:
 
 def _models(report: dict[str, Any]) -> list[str]:
     columns = ["model", *(f"{kind} {'activations' if part == 'activations' else 'in all'}" for kind, part in MEMORY)]
+    columns.append("work")
     rows = []
     for row in report["models"]:
         memory = [_cell([run["memory"][kind][part] / MIB for run in row["runs"]], 2) for kind, part in MEMORY]
-        rows.append(([row["name"], *memory], [(row["patch_divider"], run["figures"]) for run in row["runs"]]))
+        work = f"{row['work']:.2f}"
+        rows.append(([row["name"], *memory, work], [(row["patch_divider"], run["figures"]) for run in row["runs"]]))
     return _table(columns, rows, [(int(N), figures) for N, figures in report["real"]["figures"].items()])
 
 

@@ -261,3 +261,12 @@ def test_nothing_fits_is_one_sentence_that_says_what_would():
     assert str(error.value) == (
         "--max-memory 200.0 MiB is too little: one patch at a time needs 201.0 MiB, of which weights 100.0 MiB."
     )
+
+
+def test_arithmetic_of_the_papers_network():
+    """72.5 billion multiplications and additions in a prediction of an image, counted independently."""
+    config = Config.load("configs/config_patch_divider=4.json")
+    assert planner.prediction_flops(config.model) / 2e9 == pytest.approx(72.5, rel=1e-3)
+    assert planner.prediction_flops(replace(config.model, grids=4)) == pytest.approx(2 * 72.5e9, rel=1e-3)
+    wider = planner.prediction_flops(replace(config.model, halo=8))
+    assert wider == pytest.approx((48 / 32) ** 2 * 2 * 72.5e9, rel=0.02)
