@@ -118,6 +118,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.config is not None and (args.dim, args.dim_mults, args.image_size) != (None, None, None):
         parser.error("--dim, --dim-mults and --image-size describe a model; they do not go with --config")
+    unused = ("patch_dividers", "patch_batch_sizes", "dtypes", "repeats", "memory_only", "compile")
+    given = [name for name in unused if getattr(args, name) != parser.get_default(name)]
+    if args.suite and given:
+        parser.error(f"--{given[0].replace('_', '-')} does not go with --suite, which chooses its settings itself")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device is cuda, but PyTorch finds no CUDA GPU here")
     return args

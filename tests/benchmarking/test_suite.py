@@ -100,6 +100,13 @@ def test_the_command_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "suite.md").read_text().startswith("0 of ")
 
 
+def test_flags_of_the_other_benchmark_are_refused(capsys):
+    for flag in (["--dtypes", "bf16"], ["--compile"], ["--patch-batch-sizes", "8"]):
+        with pytest.raises(SystemExit):
+            benchmark.main(["--suite", *flag])
+        assert f"{flag[0]} does not go with --suite, which chooses its settings itself" in capsys.readouterr().err
+
+
 def test_group_norm_over_pixels():
     torch.manual_seed(0)
     ours, pixels = GroupNorm(4, 12), PixelGroupNorm(4, 12)
