@@ -6,6 +6,7 @@ import pytest
 import torch
 from torchvision.transforms.functional import gaussian_blur
 
+from patch_based_ddpm import GaussianDiffusion
 from patch_based_ddpm.data import dataset
 from patch_based_ddpm.evaluation import fid, metrics, seams, sliced_wasserstein
 from patch_based_ddpm.evaluation.metrics import Figure, ImageStatistics, figures, share_of, table
@@ -194,10 +195,12 @@ def test_features_are_compared_where_both_sets_have_them(monkeypatch, faces):
     assert "FID" not in by_name(figures(extended, plain, 2))
 
 
-def test_every_figure_is_defined(monkeypatch, faces):
+def test_every_figure_is_defined(monkeypatch, faces, make_config):
     monkeypatch.setattr(fid, "compare", lambda *_: dict.fromkeys(["FID", "KID x 10^3", "precision", "recall"], 0.0))
     statistics = collect(faces[:4], extractor=lambda whole: torch.ones(len(whole), 2))
-    names = [row.name for row in figures(statistics, statistics, 2)]
+    diffusion = GaussianDiffusion.from_config(make_config(model={"grids": 2, "image_size": 32}))
+    rows = figures(statistics, statistics, 2) + metrics.overlap_figures(diffusion, [faces[:1]], None)
+    names = [row.name for row in rows]
     assert all(any(name.startswith(known) for known in metrics.DEFINITIONS) for name in names)
     assert all(any(known in name for name in names) for known in metrics.DEFINITIONS)
 
