@@ -542,3 +542,18 @@ def test_the_page_shows_sentences_as_they_are(tmp_path):
         refusal(with_value("halo", 3)),
     ]
     assert [f"error: my.json: {sentence}" for sentence in refused] == sentences[:3]
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"grids": 3}, "model.grids is 3; it must be 1, 2 or 4."),
+        ({"grids": 2, "patch_divider": 1}, "model.grids is 2; it must be 1 where patch_divider is 1."),
+        ({"grids": True}, "model.grids is true; it must be a whole number from 1 to 4."),
+    ],
+)
+def test_wrong_grids_are_one_sentence(make_config, model, words):
+    with pytest.raises(InputError) as refused:
+        make_config(model=model)
+    assert str(refused.value) == words
+    assert make_config(model={"grids": 2}).model.divided(1).grids == 1

@@ -222,7 +222,7 @@ class Suite:
             config, batch_size=self.images, patch_batch_size=patches, precision="bf16" if variant.bf16 else "no"
         )
         return {
-            **self._rates(self.images, 3 * planner.prediction_flops(self._config(N).model), seconds),
+            **self._rates(self.images, 3 * planner.prediction_flops(config.model), seconds),
             "device_peak": peak_memory(self.device),
             "planned_peak": plan.total - plan.weights // 2,  # no weights are averaged here
         }

@@ -58,10 +58,9 @@ def _pixels(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The image (n, 1, 1), the rows (n, h + 2k, 1) and the columns (n, 1, w + 2k) of each patch in padded images."""
     positions, image = patch_indices // len(images), patch_indices % len(images)
-    grids = torch.zeros_like(image) if grid is None else grid[image]  # (n,)
     places = (positions // patch_divider, positions % patch_divider)
     rows, columns = (
-        _span(place, side - 2 * halo, patch_divider, halo, _is_shifted(grids, axis))
+        _span(place, side - 2 * halo, patch_divider, halo, None if grid is None else _is_shifted(grid[image], axis))
         for axis, (place, side) in enumerate(zip(places, images.shape[2:], strict=True))
     )
     return image[:, None, None], rows[:, :, None], columns[:, None, :]
@@ -72,11 +71,13 @@ def _is_shifted(grids: Tensor, axis: int) -> Tensor:
     return torch.stack([grids == number for number, shifts in enumerate(SHIFTS) if shifts[axis]]).any(0)
 
 
-def _span(place: Tensor, side: int, patch_divider: int, halo: int, shifted: Tensor) -> Tensor:
-    """Coordinates in a padded axis of `side` pixels, (n, h + 2k), of the patches at `place`, `shifted` or not."""
+def _span(place: Tensor, side: int, patch_divider: int, halo: int, shifted: Tensor | None) -> Tensor:
+    """Coordinates in a padded axis of `side` pixels, (n, h + 2k), of patches at `place`, `shifted` (None: none is)."""
     length = side // patch_divider
     first = (place * length)[:, None]  # (n, 1)
     span = first + torch.arange(length + 2 * halo, device=place.device)  # (n, h + 2k)
+    if shifted is None:
+        return span
     return torch.where(shifted[:, None], (span + length // 2 - halo) % side + halo, span)
 
 
