@@ -364,6 +364,19 @@ def test_share_of_blended_steps(tmp_path, capsys):
         run(ckpt, tmp_path / "usual", "--seeds", "1", "--blend", "1")
 
 
+def test_a_folder_of_an_earlier_version_is_continued(ckpt, tmp_path):
+    """Its manifest lacks keys that the model got since; they have their defaults."""
+    run(ckpt, tmp_path, "--seeds", "0", *FAST)
+    manifest = json.loads((tmp_path / "samples.json").read_text())
+    del manifest["model"]["grids"]
+    (tmp_path / "samples.json").write_text(json.dumps(manifest))
+    assert list(run(ckpt, tmp_path, "--seeds", "1", *FAST)) == ["000000.png", "000001.png"]
+    manifest["model"]["grids"] = 2
+    (tmp_path / "samples.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"another model\.grids \(2 instead of 1\)"):
+        run(ckpt, tmp_path, "--seeds", "2", *FAST)
+
+
 def test_one_grid_cannot_be_blended(ckpt, tmp_path):
     with pytest.raises(InputError, match="it goes with models of several grids, and this one has 1"):
         run(ckpt, tmp_path, "--seeds", "0", "--blend", "0.5")

@@ -11,7 +11,7 @@ import os
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from patch_based_ddpm.config import DiffusionConfig, ModelConfig
 from patch_based_ddpm.data import pictures
 from patch_based_ddpm.errors import InputError, explain_os_error
 from patch_based_ddpm.files import atomic_write, write_json
@@ -79,15 +80,15 @@ class ImageFolder:
         """
         with explain_os_error(f"--out-dir {str(self.root)!r} cannot be used"):
             self.root.mkdir(parents=True, exist_ok=True)
-            held = None  # the manifest is missing or damaged
+            wanted, held = _completed(origin), None  # the manifest is missing or damaged
             with contextlib.suppress(OSError, ValueError):
-                held = json.loads(self.manifest.read_text(encoding="utf-8"))
+                held = _completed(json.loads(self.manifest.read_text(encoding="utf-8")))
             if overwrite:
-                for seed in seeds if held == origin else list(self.present(range(SEED_LIMIT))):
+                for seed in seeds if held == wanted else list(self.present(range(SEED_LIMIT))):
                     self.path(seed).unlink(missing_ok=True)
-            elif self.manifest.exists() and held != origin:
+            elif self.manifest.exists() and held != wanted:
                 raise InputError(
-                    f"{self.root} holds images of {_difference(held, origin)}; choose another --out-dir, or "
+                    f"{self.root} holds images of {_difference(held, wanted)}; choose another --out-dir, or "
                     "--overwrite."
                 )
             elif not self.manifest.exists() and (found := next(self.present(seeds), None)) is not None:
@@ -95,7 +96,7 @@ class ImageFolder:
                     f"{self.path(found)} exists without {MANIFEST}, which would say how it was drawn; choose another "
                     "--out-dir, or --overwrite."
                 )
-            if held != origin:
+            if held != wanted:
                 write_json(self.manifest, origin, shared=True)
 
     def present(self, seeds: Sequence[int]) -> Iterator[int]:
@@ -141,6 +142,17 @@ class ImageFolder:
             for seed in tqdm(seeds, desc=ARCHIVE_NAME, unit="image", dynamic_ncols=True):
                 with Image.open(self.path(seed)) as image:
                     file.write(image.tobytes())
+
+
+def _completed(origin: Any) -> Any:
+    """An origin whose sections have the defaults of keys that the version which wrote it did not know."""
+    if not isinstance(origin, dict):
+        return origin
+    complete = dict(origin)
+    for name, section in {"model": ModelConfig, "diffusion": DiffusionConfig}.items():
+        with contextlib.suppress(InputError, TypeError):  # then it differs from what is drawn now
+            complete[name] = json.loads(json.dumps(asdict(section(**origin.get(name)))))
+    return complete
 
 
 def _difference(held: Any, wanted: dict[str, Any], section: str = "") -> str:
